@@ -1,0 +1,1 @@
+"""What both servers share: settings, life cycle, health, limits, errors, metrics, logs."""

@@ -1,0 +1,77 @@
+"""The one table between service errors and gRPC status codes, in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from service_kit import errors
+
+CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
+}
+_ERRORS = {code.value[0]: error for error, code in CODES.items()}
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+def code_of(error: errors.ServiceError) -> grpc.StatusCode:
+    """Returns the gRPC code of an error."""
+    return CODES[type(error)]
+
+
+def to_status(error: errors.ServiceError) -> status_pb2.Status:
+    """Returns an error as google.rpc.Status, with RetryInfo where the error says when to try again."""
+    status = status_pb2.Status(code=code_of(error).value[0], message=error.message)
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(retry_after * 1e9))
+        detail = any_pb2.Any()
+        detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        status.details.append(detail)
+    return status
+
+
+def from_status(status: status_pb2.Status, subject: str) -> errors.ServiceError:
+    """Returns the error that another service's status stands for; `subject` names that service or its item.
+
+    A code that no service error has (INTERNAL, UNKNOWN and so on) is a fault of that service: Unavailable.
+    """
+    message = f"{subject}: {status.message}"
+    error = _ERRORS.get(status.code, errors.Unavailable)
+    if error in (errors.ResourceExhausted, errors.Unavailable):
+        return error(message, _retry_after(status))
+    return error(message)
+
+
+def from_rpc_error(error: grpc.RpcError, subject: str) -> errors.ServiceError:
+    """Returns the error that a failed call to another service stands for."""
+    status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
+    if status is None:
+        status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+    return from_status(status, subject)
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.ServiceError) -> None:
+    """Ends a call with the status of an error. Never returns."""
+    details = to_status(error).SerializeToString()
+    await context.abort(code_of(error), error.message, trailing_metadata=((_DETAILS_KEY, details),))
+
+
+def _retry_after(status: status_pb2.Status) -> float | None:
+    info = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(info):
+            return float(info.retry_delay.ToNanoseconds() / 1e9)
+    return None
