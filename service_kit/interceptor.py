@@ -93,7 +93,7 @@ async def _call(context: grpc.aio.ServicerContext[Any, Any], service: str, metho
         log(_log, logging.ERROR, "call failed", service=service, method=method)
         await context.abort(code, "internal error; the server's log has the details")
     finally:
-        _HANDLED.labels(service, method, _camel(code)).inc()
+        _HANDLED.labels(service, method, status.code_name(code)).inc()
         _HANDLING.labels(service, method).observe(time.monotonic() - started)
 
 
@@ -103,7 +103,3 @@ def _code(code: Any) -> grpc.StatusCode:
         return code
     return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.OK)
 
-
-def _camel(code: grpc.StatusCode) -> str:
-    """Returns a code as the usual gRPC metrics spell it: OK, InvalidArgument."""
-    return "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "")

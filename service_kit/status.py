@@ -30,6 +30,11 @@ def code_of(error: errors.ServiceError) -> grpc.StatusCode:
     return CODES[type(error)]
 
 
+def code_name(code: grpc.StatusCode) -> str:
+    """Returns a code as gRPC's metrics usually spell it: OK, InvalidArgument."""
+    return "OK" if code is grpc.StatusCode.OK else code.name.title().replace("_", "")
+
+
 def to_status(error: errors.ServiceError) -> status_pb2.Status:
     """Returns an error as google.rpc.Status, with RetryInfo where the error says when to try again."""
     status = status_pb2.Status(code=code_of(error).value[0], message=error.message)

@@ -1,0 +1,69 @@
+# Everything a newcomer needs; `make help` lists it. Each target sets up what it needs in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# pip is told to be quiet: what it does is said in one line instead.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+RUN_STAMP := $(VENV)/run.stamp
+DEV_STAMP := $(VENV)/dev.stamp
+PROTOS := $(wildcard protos/lookalike/*/v1/*.proto)
+PACKAGES := lookalike service_kit embedder_service search_service workbench
+IMAGES ?=
+LOOKALIKE := $(BIN)/lookalike
+
+.DEFAULT_GOAL := help
+.PHONY: help run serve caltech101 evaluate test lint format protos constraints clean
+
+help:  ## Show this list.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(RUN_STAMP)  ## The whole thing on sample images: build, ingest, search, report. IMAGES=DIR takes your own.
+	$(LOOKALIKE) quickstart $(if $(IMAGES),--images "$(IMAGES)")
+
+serve: $(RUN_STAMP)  ## Start both services on loopback and stay, until Ctrl-C.
+	$(LOOKALIKE) serve
+
+caltech101: $(RUN_STAMP)  ## Download Caltech-101 (137 MB) to var/caltech101.
+	$(LOOKALIKE) caltech101
+
+evaluate: $(RUN_STAMP)  ## Measure the search accuracy on IMAGES=DIR, a folder per class, through the real services.
+	$(LOOKALIKE) evaluate --images "$(or $(IMAGES),var/caltech101/101_ObjectCategories)"
+
+test: $(DEV_STAMP)  ## Run all tests.
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV_STAMP)  ## Check format, style, types, the contract, and that its stubs are up to date.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/protos.py --check
+
+format: $(DEV_STAMP)  ## Format the code and mend what can be mended.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: $(DEV_STAMP)  ## Generate the stubs from protos/.
+	$(BIN)/python scripts/protos.py
+
+constraints: $(DEV_STAMP)  ## Pin the newest versions of all dependencies in constraints.txt.
+	$(BIN)/uv pip compile --quiet --upgrade --universal --no-emit-index-url --no-emit-find-links --no-header \
+		--python-version 3.11 --extra dev --extra gpu pyproject.toml --output-file constraints.txt
+
+clean:  ## Remove everything that make and the services wrote.
+	rm -rf $(VENV) var build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Lookalike needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN_STAMP): $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing Lookalike and what it needs into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[quickstart]'
+	@touch $@
+
+$(DEV_STAMP): $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing Lookalike and its development tools into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(RUN_STAMP)
