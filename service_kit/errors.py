@@ -56,3 +56,7 @@ class Unavailable(ServiceError):
 
 class Unimplemented(ServiceError):
     """The server, or the database behind it, does not have this feature."""
+
+
+class Internal(ServiceError):
+    """The server failed on this request alone; its log has the details."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -52,6 +53,9 @@ def _guarded(handler: Any, service: str, method: str) -> grpc.RpcMethodHandler[A
         return call
 
     def stream(behaviour: Any) -> Any:
+        if inspect.iscoroutinefunction(behaviour):  # it writes to the context instead of yielding, as health's Watch
+            return unary(behaviour)
+
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             async with _call(context, service, method):
                 async for response in behaviour(request, context):
@@ -88,6 +92,9 @@ async def _call(context: grpc.aio.ServicerContext[Any, Any], service: str, metho
     except grpc.aio.AbortError:
         code = _code(context.code())
         raise
+    except NotImplementedError:  # from the generated base class of a service
+        code = grpc.StatusCode.UNIMPLEMENTED
+        await context.abort(code, f"{method} is part of the contract, but this server does not have it yet")
     except Exception:
         code = grpc.StatusCode.INTERNAL
         log(_log, logging.ERROR, "call failed", service=service, method=method)
@@ -102,4 +109,3 @@ def _code(code: Any) -> grpc.StatusCode:
     if isinstance(code, grpc.StatusCode):
         return code
     return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.OK)
-

@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from service_kit.health import Health
 from service_kit.interceptor import CallInterceptor
 from service_kit.logs import log
 from service_kit.settings import ServerSettings, describe
@@ -45,7 +46,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ),
         )
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         self._stopping = asyncio.Event()
 
@@ -67,8 +68,12 @@ class Server:
             await self._health.set(name, _NOT_SERVING)
         if self._settings.reflection:
             reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc)
-        address = self._bind()
-        metrics, metrics_thread, metrics_address = _serve_metrics(self._settings.metrics_address)
+        try:
+            address = self._bind()
+            metrics, metrics_thread, metrics_address = _serve_metrics(self._settings.metrics_address)
+        except OSError:
+            await self.grpc.stop(None)  # else it complains at the end of the process
+            raise
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -90,6 +95,7 @@ class Server:
             self._stopping.clear()  # a second signal cuts the wait short
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._settings.drain_delay)
+            self._health.end_watches()
             await self.grpc.stop(self._settings.grace)
         finally:
             metrics.shutdown()

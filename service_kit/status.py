@@ -20,14 +20,16 @@ CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Unimplemented: grpc.StatusCode.UNIMPLEMENTED,
+    errors.Internal: grpc.StatusCode.INTERNAL,
 }
-_ERRORS = {code.value[0]: error for error, code in CODES.items()}
+# Another service's INTERNAL is not this one's: to a caller of this one it is a dependency that failed.
+_ERRORS = {code.value[0]: error for error, code in CODES.items() if error is not errors.Internal}
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
 def code_of(error: errors.ServiceError) -> grpc.StatusCode:
-    """Returns the gRPC code of an error."""
-    return CODES[type(error)]
+    """Returns the gRPC code of an error; a subclass has that of its base."""
+    return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
 
 
 def code_name(code: grpc.StatusCode) -> str:

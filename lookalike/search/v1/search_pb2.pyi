@@ -1300,10 +1300,13 @@ class GetRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    READ_YOUR_WRITES_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """The collection."""
     tenant: _builtins.str
     """The tenant, in a multi-tenant collection."""
+    read_your_writes: _builtins.bool
+    """Sees every write acknowledged before the call, at the price of time."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The ids; at least one."""
@@ -1319,10 +1322,11 @@ class GetRequest(_message.Message):
         tenant: _builtins.str = ...,
         ids: _abc.Iterable[_builtins.str] | None = ...,
         output: Global___OutputFields | None = ...,
+        read_your_writes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids", "output", b"output", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids", "output", b"output", "read_your_writes", b"read_your_writes", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1422,10 +1426,13 @@ class ScanRequest(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    READ_YOUR_WRITES_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """The collection."""
     tenant: _builtins.str
     """The tenant, in a multi-tenant collection."""
+    read_your_writes: _builtins.bool
+    """Sees every write acknowledged before the call, at the price of time."""
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Which rows to stream."""
@@ -1441,10 +1448,11 @@ class ScanRequest(_message.Message):
         tenant: _builtins.str = ...,
         filter: Global___Filter | None = ...,
         output: Global___OutputFields | None = ...,
+        read_your_writes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "output", b"output", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "output", b"output", "read_your_writes", b"read_your_writes", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,136 @@
+"""The embedder as a process: puts the parts together and serves."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from embedder_service import decode, metrics, rpc
+from embedder_service.admission import Admission
+from embedder_service.batcher import Batcher
+from embedder_service.model import bundle
+from embedder_service.model.manifest import Manifest
+from embedder_service.pipeline import Pipeline
+from embedder_service.runtimes import Runtime, load_runtime
+from embedder_service.runtimes.cores import available_cores
+from embedder_service.settings import PREFIX, EmbedderSettings, validate
+from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from service_kit import process
+from service_kit.logs import log
+from service_kit.server import Server
+
+_log = logging.getLogger("embedder_service.main")  # __name__ is "__main__" when run with -m
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the embedder until a signal ends it; returns the exit code."""
+    return process.run(EmbedderSettings, PREFIX, serve, argv)
+
+
+async def serve(settings: EmbedderSettings) -> int:
+    """Loads the model, warms it up, and serves it until SIGTERM or SIGINT.
+
+    Raises:
+        ServiceError: the settings contradict each other, or the bundle cannot be served with them.
+        OSError: an address cannot be bound.
+    """
+    validate(settings)
+    started = time.monotonic()
+    manifest, runtime = load(settings)
+    try:
+        pipeline = build_pipeline(settings, manifest, runtime)
+        try:
+            await pipeline.warm_up()
+            metrics.MODEL_LOAD.set(time.monotonic() - started)
+            server = Server(settings)
+            servicer = rpc.EmbedderServicer(pipeline, describe_model(manifest, runtime), describe_limits(settings))
+            embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)
+            return await server.run([rpc.SERVICE], pipeline.check)
+        finally:
+            await pipeline.close()
+    finally:
+        runtime.close()
+
+
+def load(settings: EmbedderSettings) -> tuple[Manifest, Runtime]:
+    """Opens the bundle and loads its model, and says so in the log and the metrics."""
+    opened = bundle.load(settings.bundle)
+    manifest = opened.manifest
+    runtime = load_runtime(opened, settings.runtime, precision=settings.precision, cache_dir=settings.cache_dir)
+    labels = {
+        "model": manifest.backbone,
+        "fingerprint": manifest.fingerprint,
+        "dim": str(manifest.dims),
+        "runtime": runtime.name,
+        "precision": runtime.precision,
+        "device": runtime.device,
+    }
+    metrics.MODEL_INFO.labels(**labels).set(1)
+    log(_log, logging.INFO, "model loaded", **labels, slots=runtime.slots, buckets=runtime.buckets)
+    if manifest.random:
+        log(_log, logging.WARNING, "the model has random weights: it is for tests alone, its vectors mean nothing")
+    return manifest, runtime
+
+
+def build_pipeline(settings: EmbedderSettings, manifest: Manifest, runtime: Runtime) -> Pipeline:
+    """Puts the transport-free core together."""
+    size = manifest.input
+    metrics.QUEUE_CAPACITY.set(settings.queue_images)
+    return Pipeline(
+        Admission(settings.queue_images, settings.queue_bytes),
+        partial(
+            decode.decode,
+            height=size.height,
+            width=size.width,
+            resize=size.resize,
+            max_pixels=settings.max_image_pixels,
+        ),
+        Batcher(runtime, (size.height, size.width, 3)),
+        # The model takes every core already; more decoders would only take them from it.
+        decode_threads=settings.decode_threads or max(1, available_cores() // 2),
+        max_image_bytes=settings.max_image_bytes,
+    )
+
+
+def describe_model(manifest: Manifest, runtime: Runtime) -> embedder_pb2.Model:
+    """Returns what GetModel says of the model."""
+    return embedder_pb2.Model(
+        fingerprint=manifest.fingerprint,
+        dimension=manifest.dims,
+        backbone=manifest.backbone,
+        weights_source=manifest.weights.source,
+        weights_sha256=manifest.weights.sha256,
+        input_height=manifest.input.height,
+        input_width=manifest.input.width,
+        feature_length=manifest.features,
+        pca_images=manifest.pca.images if manifest.pca else 0,
+        explained_variance_ratio=manifest.pca.explained_variance_ratio if manifest.pca else 1.0,
+        runtime=runtime.name,
+        device=runtime.device,
+        precision=_precision(runtime.precision),
+        precision_losses=[
+            embedder_pb2.PrecisionLoss(precision=_precision(name), mean_cosine=1 - measured.mean_loss)
+            for name, measured in manifest.precisions.items()
+        ],
+    )
+
+
+def describe_limits(settings: EmbedderSettings) -> embedder_pb2.Limits:
+    """Returns what GetModel says of the limits."""
+    return embedder_pb2.Limits(
+        max_image_bytes=settings.max_image_bytes,
+        max_image_pixels=settings.max_image_pixels,
+        max_batch_images=settings.max_batch_images,
+        max_message_bytes=settings.max_message_bytes,
+    )
+
+
+def _precision(name: str) -> embedder_pb2.Precision.ValueType:
+    return embedder_pb2.Precision.Value(f"PRECISION_{name.upper()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

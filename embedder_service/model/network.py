@@ -1,0 +1,158 @@
+"""Makes a backbone with its weights, from wherever they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import queue
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder_service.model import weights as lite0_weights
+from embedder_service.model.backbones import Backbone
+from embedder_service.model.efficientnet_lite0 import efficientnet_lite0, load_state_dict
+from embedder_service.model.manifest import Weights
+from embedder_service.model.tf import keras
+from embedder_service.model.weights import WeightsUnavailable
+
+_KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications/"
+_REACH_SECONDS = 8.0
+_STALL_SECONDS = 30.0
+
+
+def create(backbone: Backbone, weights: str, seed: int = 0) -> tuple[keras.Model, Weights]:
+    """Make a backbone: float32 [N, size, size, 3], preprocessed -> float32 [N, features].
+
+    Args:
+        backbone: which one.
+        weights: "imagenet", "random", or the path of a weights file of that very network without its classifier:
+            Keras's .h5, .weights.h5 or .keras, and for EfficientNet-Lite0 also its .pth.
+        seed: of the random weights.
+
+    Raises:
+        WeightsUnavailable: they cannot be downloaded, are not installed, cannot be read, or are another network's.
+    """
+    if weights == "imagenet":
+        model = _imagenet(backbone)
+    else:
+        model = _empty(backbone)
+        if weights == "random":
+            _randomise(model, seed)
+        else:
+            _load_file(backbone, model, Path(weights))
+    source = weights if weights in ("imagenet", "random") else "file"
+    return model, Weights(source, digest(model.get_weights()))
+
+
+def digest(arrays: list[NDArray[np.float32]]) -> str:
+    """SHA-256 in hex over shapes and values, in order."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.shape}".encode())
+        total.update(np.ascontiguousarray(array, dtype="<f4").data)
+    return total.hexdigest()
+
+
+def _empty(backbone: Backbone) -> keras.Model:
+    if backbone.keras_weights is None:
+        return efficientnet_lite0(backbone.size)
+    return _keras_application(backbone, None)
+
+
+def _keras_application(backbone: Backbone, weights: str | None) -> keras.Model:
+    application = getattr(keras.applications, backbone.title)
+    shape = (backbone.size, backbone.size, 3)
+    return application(include_top=False, weights=weights, input_shape=shape, pooling="avg")
+
+
+def _imagenet(backbone: Backbone) -> keras.Model:
+    if backbone.keras_weights is None:
+        model = efficientnet_lite0(backbone.size)
+        load_state_dict(model, lite0_weights.read_lite0(lite0_weights.lite0_file()))
+        return model
+    try:
+        if not _cached(backbone.keras_weights):
+            _reach(_KERAS_URL + backbone.keras_weights)
+        with _socket_timeout(_STALL_SECONDS):
+            return _keras_application(backbone, "imagenet")
+    except Exception as error:  # Keras raises plain Exception when a download fails.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsUnavailable(
+            f"ImageNet weights for {backbone.name} could not be downloaded ({reason}); connect this machine, or give a "
+            "local file with --weights PATH"
+        ) from error
+
+
+def _cached(file: str) -> bool:
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    return (home / "models" / file.rsplit("/", 1)[1]).exists()
+
+
+def _reach(url: str) -> None:
+    """Ask for the headers of `url`, for a few seconds in all.
+
+    A socket's timeout holds for each of a host's addresses in turn: where a firewall drops packets, a host with many
+    takes minutes to fail. Hence a thread that is not waited for.
+    """
+    outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - https, above
+            urllib.request.urlopen(request, timeout=_REACH_SECONDS).close()  # noqa: S310
+            outcome.put(None)
+        except Exception as error:
+            outcome.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        error = outcome.get(timeout=_REACH_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"{url} did not answer within {_REACH_SECONDS:.0f} s") from None
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    # The only handle there is: Keras passes no timeout to urllib.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _load_file(backbone: Backbone, model: keras.Model, path: Path) -> None:
+    if not path.is_file():
+        raise WeightsUnavailable(f'there is no weights file {path}; give "imagenet", "random" or the path of a file')
+    if path.suffix == ".pth" and backbone.keras_weights is None:
+        load_state_dict(model, lite0_weights.read_lite0(path))
+        return
+    try:
+        model.load_weights(path)
+    except Exception as error:  # h5py, zipfile and Keras each raise their own.
+        raise WeightsUnavailable(
+            f"the weights file {path} does not fit {backbone.name} without its classifier: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def _randomise(model: keras.Model, seed: int) -> None:
+    """He-normal kernels (https://arxiv.org/abs/1502.01852) from a generator of our own, the rest as Keras starts it."""
+    generator = np.random.default_rng(seed)
+    for layer in model.layers:
+        for variable in layer.weights:
+            if "kernel" in variable.name:
+                depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+                fan_in = math.prod(variable.shape[: 2 if depthwise else 3])
+                variable.assign(generator.standard_normal(variable.shape) * math.sqrt(2.0 / fan_in))

@@ -1,0 +1,54 @@
+"""The runtimes, and the one function that loads whichever is asked for, importing no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from embedder_service.model.bundle import Bundle
+from embedder_service.runtimes.base import Runtime
+from service_kit.errors import FailedPrecondition, InvalidArgument
+
+NAMES = ("openvino", "tensorflow")
+
+__all__ = ["NAMES", "Runtime", "load_runtime"]
+
+
+def load_runtime(
+    bundle: Bundle,
+    name: str = "openvino",
+    *,
+    precision: str = "f32",
+    streams: int | None = None,
+    cache_dir: Path | None = None,
+    buckets: tuple[int, ...] | None = None,
+) -> Runtime:
+    """Load a bundle's model.
+
+    Args:
+        bundle: which model.
+        name: one of `NAMES`.
+        precision: "f32" or, with openvino on a CPU that has it, "bf16".
+        streams: openvino only: images computed at once; the number of cores available when None.
+        cache_dir: openvino only: where to keep the compiled model.
+        buckets: tensorflow only: the batch sizes to allow, ascending from 1.
+
+    Raises:
+        InvalidArgument: there is no runtime of that name, or the buckets are not as they must be.
+        FailedPrecondition: the precision cannot be had, or the runtime's package is not installed.
+    """
+    try:
+        if name == "openvino":
+            from embedder_service.runtimes.openvino import OpenVinoRuntime
+
+            path = bundle.openvino_model(precision)
+            return OpenVinoRuntime(path, precision=precision, streams=streams, cache_dir=cache_dir)
+        if name == "tensorflow":
+            from embedder_service.runtimes.tensorflow import DEFAULT_BUCKETS, TensorFlowRuntime
+
+            return TensorFlowRuntime(bundle.saved_model, precision=precision, buckets=buckets or DEFAULT_BUCKETS)
+    except ModuleNotFoundError as error:
+        raise FailedPrecondition(
+            f"the {name} runtime needs the package {error.name}, which is not installed: "
+            f"pip install 'lookalike[{'embedder' if name == 'openvino' else 'build'}]'"
+        ) from error
+    raise InvalidArgument(f"there is no runtime {name!r}; choose one of {', '.join(NAMES)}")

@@ -1,0 +1,58 @@
+"""The settings of the embedder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedder_service.decode import DEFAULT_MAX_PIXELS
+from embedder_service.runtimes import NAMES
+from service_kit.errors import InvalidArgument
+from service_kit.settings import ServerSettings, setting
+
+PREFIX = "LOOKALIKE_EMBEDDER"
+
+
+@dataclass(frozen=True)
+class EmbedderSettings(ServerSettings):
+    """Serves the embedder: image bytes in, vectors out."""
+
+    address: str = setting("127.0.0.1:50051", "HOST:PORT to serve gRPC on; port 0 takes any free one.")
+    metrics_address: str = setting(
+        "127.0.0.1:9101", "HOST:PORT to serve Prometheus metrics on; port 0 takes any free one."
+    )
+    bundle: Path = setting(Path("bundle"), "Directory of the model bundle.")
+    runtime: str = setting("openvino", "What runs the model.", choices=NAMES)
+    precision: str = setting(
+        "f32", "Arithmetic of the model; bf16 is faster where the processor has it.", choices=("f32", "bf16")
+    )
+    cache_dir: Path | None = setting(None, "Directory to keep the compiled model in, for a faster start (openvino).")
+    decode_threads: int | None = setting(
+        None, "Images decoded at the same time; one for every two cores if unset.", min=1
+    )
+    queue_images: int = setting(512, "Images held from admission to reply; more are RESOURCE_EXHAUSTED.", min=1)
+    queue_bytes: int = setting(256 << 20, "Bytes of images held from admission to reply.", min=1 << 10)
+    max_image_bytes: int = setting(16 << 20, "Largest encoded image accepted, in bytes.", min=1 << 10)
+    max_image_pixels: int = setting(
+        DEFAULT_MAX_PIXELS, "Largest image accepted, in pixels; a decode thread may take 8 bytes for each.", min=1
+    )
+    max_batch_images: int = setting(256, "Images in one EmbedBatch at most.", min=1)
+
+
+def validate(settings: EmbedderSettings) -> None:
+    """Checks the settings against each other.
+
+    Raises:
+        InvalidArgument: a request within one limit could never pass another one.
+    """
+    for smaller, larger in (
+        ("max_batch_images", "queue_images"),
+        ("max_image_bytes", "max_message_bytes"),
+        ("max_message_bytes", "queue_bytes"),
+    ):
+        if getattr(settings, smaller) > getattr(settings, larger):
+            raise InvalidArgument(
+                f"{smaller}={getattr(settings, smaller)} is above {larger}={getattr(settings, larger)}, so that "
+                f"requests it allows could never be served; lower --{smaller.replace('_', '-')} or raise "
+                f"--{larger.replace('_', '-')}"
+            )

@@ -1,0 +1,68 @@
+"""Requests to the embedder, and its replies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lookalike import types as t
+from lookalike.embedder.v1 import embedder_pb2 as pb
+from lookalike.errors import LookalikeError, from_status
+
+
+def embed_request(image: bytes, expected_fingerprint: str) -> pb.EmbedRequest:
+    return pb.EmbedRequest(image=image, expected_fingerprint=expected_fingerprint)
+
+
+def embed_batch_request(images: Sequence[bytes], expected_fingerprint: str) -> pb.EmbedBatchRequest:
+    return pb.EmbedBatchRequest(images=images, expected_fingerprint=expected_fingerprint)
+
+
+def embedding(response: pb.EmbedResponse) -> t.Embedding:
+    return t.Embedding(response.embedding.values, response.model_fingerprint)
+
+
+def embedding_batch(response: pb.EmbedBatchResponse) -> list[t.Embedding | LookalikeError]:
+    return [_outcome(result, response.model_fingerprint) for result in response.results]
+
+
+def model_description(response: pb.GetModelResponse) -> t.ModelDescription:
+    model, limits = response.model, response.limits
+    return t.ModelDescription(
+        t.Model(
+            fingerprint=model.fingerprint,
+            dimension=model.dimension,
+            backbone=model.backbone,
+            weights_source=model.weights_source,
+            weights_sha256=model.weights_sha256,
+            input_height=model.input_height,
+            input_width=model.input_width,
+            feature_length=model.feature_length,
+            pca_images=model.pca_images,
+            explained_variance_ratio=model.explained_variance_ratio,
+            runtime=model.runtime,
+            device=model.device,
+            precision=t.Precision(model.precision),
+            precision_losses=tuple(_precision_loss(loss) for loss in model.precision_losses),
+        ),
+        t.EmbedderLimits(
+            max_image_bytes=limits.max_image_bytes,
+            max_image_pixels=limits.max_image_pixels,
+            max_batch_images=limits.max_batch_images,
+            max_message_bytes=limits.max_message_bytes,
+            max_stream_in_flight=limits.max_stream_in_flight,
+        ),
+    )
+
+
+def _outcome(result: pb.EmbedResult, fingerprint: str) -> t.Embedding | LookalikeError:
+    if result.HasField("error"):
+        return from_status(result.error)
+    return t.Embedding(result.embedding.values, fingerprint)
+
+
+def _precision_loss(loss: pb.PrecisionLoss) -> t.PrecisionLoss:
+    return t.PrecisionLoss(
+        precision=t.Precision(loss.precision),
+        mean_cosine=loss.mean_cosine if loss.HasField("mean_cosine") else None,
+        accuracy_loss_points=loss.accuracy_loss_points if loss.HasField("accuracy_loss_points") else None,
+    )

@@ -1,0 +1,233 @@
+"""Requests to the search service, and its replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from google.protobuf import timestamp_pb2
+
+from lookalike import types as t
+from lookalike._convert.values import from_fields, to_fields
+from lookalike.errors import from_status
+from lookalike.search.v1 import search_pb2 as pb
+
+# ---- Requests
+
+
+def create_collection_request(
+    name: str, space: t.VectorSpace | None, index: t.IndexSpec | None, multi_tenant: bool
+) -> pb.CreateCollectionRequest:
+    return pb.CreateCollectionRequest(name=name, space=_space(space), index=_index(index), multi_tenant=multi_tenant)
+
+
+def upsert_request(collection: str, items: Sequence[t.Item], if_content_changed: bool, tenant: str) -> pb.UpsertRequest:
+    return pb.UpsertRequest(
+        collection=collection,
+        tenant=tenant,
+        items=[_item(item) for item in items],
+        if_content_changed=if_content_changed,
+    )
+
+
+def delete_request(
+    collection: str, ids: Sequence[str] | None, filter: str | None, filter_values: t.Attributes, tenant: str
+) -> pb.DeleteRequest:
+    if (ids is None) == (filter is None):
+        raise ValueError("a deletion needs either ids or a filter")
+    if ids is not None:
+        return pb.DeleteRequest(collection=collection, tenant=tenant, ids=pb.IdList(ids=_ids(ids)))
+    return pb.DeleteRequest(collection=collection, tenant=tenant, filter=_filter(filter or "", filter_values))
+
+
+def get_request(collection: str, ids: Sequence[str], tenant: str, output: t.OutputOptions) -> pb.GetRequest:
+    _require_known(output, t.OutputOptions)
+    return pb.GetRequest(collection=collection, tenant=tenant, ids=_ids(ids), output=_output(output))
+
+
+def count_request(collection: str, filter: str, filter_values: t.Attributes, tenant: str) -> pb.CountRequest:
+    return pb.CountRequest(collection=collection, tenant=tenant, filter=_filter(filter, filter_values))
+
+
+def search_request(
+    collection: str,
+    image: bytes | None,
+    vector: t.Embedding | None,
+    id: str | None,
+    tenant: str,
+    options: t.SearchOptions,
+) -> pb.SearchRequest:
+    _require_known(options, t.SearchOptions)
+    query = _query(image, vector, id)
+    return pb.SearchRequest(collection=collection, tenant=tenant, query=query, params=_params(options))
+
+
+# ---- Responses
+
+
+def collection(message: pb.Collection) -> t.Collection:
+    return t.Collection(
+        name=message.name,
+        multi_tenant=message.multi_tenant,
+        serving_version=message.serving_version,
+        versions=tuple(collection_version(version) for version in message.versions),
+    )
+
+
+def collection_version(message: pb.CollectionVersion) -> t.CollectionVersion:
+    return t.CollectionVersion(
+        version=message.version,
+        physical_name=message.physical_name,
+        space=t.VectorSpace(message.space.model_fingerprint, message.space.dimension),
+        index=t.IndexSpec(t.IndexType(message.index.type), message.index.m, message.index.ef_construction),
+        state=t.VersionState(message.state),
+        row_count=message.row_count,
+        indexed_row_count=message.indexed_row_count if message.HasField("indexed_row_count") else None,
+        memory_bytes=message.memory_bytes if message.HasField("memory_bytes") else None,
+        create_time=_time(message.create_time),
+    )
+
+
+def collection_description(response: pb.DescribeCollectionResponse) -> t.CollectionDescription:
+    limits = response.limits
+    return t.CollectionDescription(
+        collection(response.collection),
+        t.SearchLimits(
+            max_image_bytes=limits.max_image_bytes,
+            max_batch_items=limits.max_batch_items,
+            max_batch_queries=limits.max_batch_queries,
+            max_top_k=limits.max_top_k,
+            max_ef=limits.max_ef,
+            max_id_bytes=limits.max_id_bytes,
+            max_attributes_bytes=limits.max_attributes_bytes,
+            max_source_bytes=limits.max_source_bytes,
+            max_filter_bytes=limits.max_filter_bytes,
+            max_message_bytes=limits.max_message_bytes,
+        ),
+        response.backend,
+    )
+
+
+def upsert_result(message: pb.UpsertResult) -> t.UpsertResult:
+    error = from_status(message.error) if message.HasField("error") else None
+    return t.UpsertResult(message.id, t.UpsertOutcome(message.outcome), error)
+
+
+def record(message: pb.Record) -> t.Record:
+    vector = message.vector
+    return t.Record(
+        id=message.id,
+        attributes=from_fields(message.attributes),
+        source=message.source,
+        content_sha256=message.content_sha256,
+        update_time=_time(message.update_time),
+        vector=t.Embedding(vector.values, vector.model_fingerprint) if message.HasField("vector") else None,
+    )
+
+
+def get_result(response: pb.GetResponse) -> t.GetResult:
+    return t.GetResult(tuple(record(message) for message in response.records), tuple(response.missing_ids))
+
+
+def search_result(response: pb.SearchResponse) -> t.SearchResult:
+    return t.SearchResult(_hits(response.hits), _served_by(response.served_by), _timings(response.timings))
+
+
+# ---- Their parts
+
+
+def _require_known(options: Mapping[str, object], kind: type) -> None:
+    """Does at run time what a type checker does before: a misspelt option must not be ignored."""
+    unknown = sorted(options.keys() - kind.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}; there are {', '.join(sorted(kind.__annotations__))}")
+
+
+def _ids(ids: Sequence[str]) -> Sequence[str]:
+    if isinstance(ids, str):  # a string is a sequence too: of ids of one letter
+        raise TypeError(f"ids must be a list of strings, not the string {ids!r}")
+    return ids
+
+
+def _space(space: t.VectorSpace | None) -> pb.VectorSpace | None:
+    if space is None:
+        return None
+    return pb.VectorSpace(model_fingerprint=space.fingerprint, dimension=space.dimension)
+
+
+def _index(index: t.IndexSpec | None) -> pb.IndexSpec | None:
+    if index is None:
+        return None
+    return pb.IndexSpec(type=pb.IndexType.ValueType(index.type), m=index.m, ef_construction=index.ef_construction)
+
+
+def _vector(embedding: t.Embedding) -> pb.Vector:
+    return pb.Vector(values=embedding.vector.tolist(), model_fingerprint=embedding.fingerprint)
+
+
+def _item(item: t.Item) -> pb.UpsertItem:
+    message = pb.UpsertItem(id=item.id, attributes=to_fields(item.attributes), source=item.source)
+    if item.image is not None:
+        message.image = item.image
+    if item.vector is not None:
+        message.vector.CopyFrom(_vector(item.vector))
+    return message
+
+
+def _query(image: bytes | None, vector: t.Embedding | None, id: str | None) -> pb.Query:
+    if sum(part is not None for part in (image, vector, id)) != 1:
+        raise ValueError("a search needs exactly one of image, vector and id")
+    if image is not None:
+        return pb.Query(image=image)
+    if vector is not None:
+        return pb.Query(vector=_vector(vector))
+    return pb.Query(id=id or "")
+
+
+def _filter(expression: str, values: t.Attributes) -> pb.Filter:
+    return pb.Filter(expression=expression, values=to_fields(values))
+
+
+def _output(options: t.OutputOptions) -> pb.OutputFields:
+    attributes = options.get("attributes")
+    return pb.OutputFields(
+        attributes=_ids(attributes or ()),
+        omit_attributes=attributes is not None and not attributes,
+        include_vector=options.get("include_vector", False),
+    )
+
+
+def _params(options: t.SearchOptions) -> pb.SearchParams:
+    return pb.SearchParams(
+        top_k=options.get("top_k"),
+        offset=options.get("offset", 0),
+        filter=_filter(options.get("filter", ""), options.get("filter_values", {})),
+        min_similarity=options.get("min_similarity"),
+        ef=options.get("ef"),
+        exact=options.get("exact", False),
+        read_your_writes=options.get("read_your_writes", False),
+        output=_output(options),
+    )
+
+
+def _hits(messages: Sequence[pb.Hit]) -> tuple[t.Hit, ...]:
+    return tuple(t.Hit(record(message.record), message.similarity, message.distance) for message in messages)
+
+
+def _served_by(message: pb.ServedBy) -> t.ServedBy:
+    return t.ServedBy(
+        version=message.version,
+        physical_name=message.physical_name,
+        space=t.VectorSpace(message.space.model_fingerprint, message.space.dimension),
+        index_type=t.IndexType(message.index_type),
+        ef=message.ef if message.HasField("ef") else None,
+        consistency=t.Consistency(message.consistency),
+    )
+
+
+def _timings(messages: Sequence[pb.StageTiming]) -> Mapping[str, float]:
+    return {message.stage: message.duration.ToTimedelta().total_seconds() for message in messages}
+
+
+def _time(message: timestamp_pb2.Timestamp) -> datetime:
+    return message.ToDatetime(tzinfo=UTC)

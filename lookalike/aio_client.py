@@ -1,0 +1,134 @@
+"""The client of the search service for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from lookalike import types as t
+from lookalike._convert import search as convert
+from lookalike.channel import connect_aio
+from lookalike.errors import LookalikeError, translated
+from lookalike.search.v1 import search_pb2 as pb
+from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same methods, arguments, results and errors. Belongs to one event loop.
+
+    >>> async with AsyncClient("127.0.0.1:50052") as client:
+    ...     result = await client.search("photos", image=Path("query.jpg").read_bytes(), top_k=5)
+    """
+
+    def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0) -> None:
+        self._channel = connect_aio(target)
+        self._stub = SearchServiceStub(self._channel)
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; calls in progress fail as CANCELLED."""
+        await self._channel.close()
+
+    # ---- Collections
+
+    async def create_collection(
+        self,
+        name: str,
+        *,
+        space: t.VectorSpace | None = None,
+        index: t.IndexSpec | None = None,
+        multi_tenant: bool = False,
+        if_not_exists: bool = False,
+    ) -> t.Collection:
+        """Creates an empty collection; see `Client.create_collection`."""
+        try:
+            request = convert.create_collection_request(name, space, index, multi_tenant)
+            return convert.collection((await self._call(self._stub.CreateCollection, request)).collection)
+        except LookalikeError as error:
+            if if_not_exists and error.code is grpc.StatusCode.ALREADY_EXISTS:
+                return (await self.describe_collection(name)).collection
+            raise
+
+    async def describe_collection(self, name: str) -> t.CollectionDescription:
+        """Describes a collection: its model, index, rows and versions; and the limits on requests."""
+        request = pb.DescribeCollectionRequest(name=name)
+        return convert.collection_description(await self._call(self._stub.DescribeCollection, request))
+
+    async def list_collections(self) -> list[t.Collection]:
+        """Lists all collections, by name."""
+        response = await self._call(self._stub.ListCollections, pb.ListCollectionsRequest())
+        return [convert.collection(message) for message in response.collections]
+
+    async def delete_collection(self, name: str) -> None:
+        """Deletes a collection with all its rows."""
+        await self._call(self._stub.DeleteCollection, pb.DeleteCollectionRequest(name=name))
+
+    # ---- Writes
+
+    async def upsert(
+        self, collection: str, items: Sequence[t.Item], *, if_content_changed: bool = False, tenant: str = ""
+    ) -> list[t.UpsertResult]:
+        """Stores rows, replacing those with the same ids entirely; see `Client.upsert`."""
+        request = convert.upsert_request(collection, items, if_content_changed, tenant)
+        response = await self._call(self._stub.Upsert, request)
+        return [convert.upsert_result(message) for message in response.results]
+
+    async def delete(
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str] | None = None,
+        filter: str | None = None,
+        filter_values: t.Attributes | None = None,
+        tenant: str = "",
+    ) -> int:
+        """Deletes the rows with these ids, or those that a filter selects, and returns how many there were."""
+        request = convert.delete_request(collection, ids, filter, filter_values or {}, tenant)
+        response: pb.DeleteResponse = await self._call(self._stub.Delete, request)
+        return response.deleted_count
+
+    # ---- Reads
+
+    async def get(
+        self, collection: str, ids: Sequence[str], *, tenant: str = "", **output: Unpack[t.OutputOptions]
+    ) -> t.GetResult:
+        """Fetches rows by id; `output` says which parts of them, see `OutputOptions`."""
+        request = convert.get_request(collection, ids, tenant, output)
+        return convert.get_result(await self._call(self._stub.Get, request))
+
+    async def count(
+        self, collection: str, *, filter: str = "", filter_values: t.Attributes | None = None, tenant: str = ""
+    ) -> int:
+        """Counts the rows that a filter selects, or all; every acknowledged write is counted."""
+        request = convert.count_request(collection, filter, filter_values or {}, tenant)
+        response: pb.CountResponse = await self._call(self._stub.Count, request)
+        return response.count
+
+    async def search(
+        self,
+        collection: str,
+        *,
+        image: bytes | None = None,
+        vector: t.Embedding | None = None,
+        id: str | None = None,
+        tenant: str = "",
+        **options: Unpack[t.SearchOptions],
+    ) -> t.SearchResult:
+        """Finds the stored rows most similar to an image, a vector or a stored row; see `Client.search`."""
+        request = convert.search_request(collection, image, vector, id, tenant, options)
+        return convert.search_result(await self._call(self._stub.Search, request))
+
+    async def _call(self, method: Callable[..., Any], request: object) -> Any:
+        with translated():
+            return await method(request, timeout=self._timeout)

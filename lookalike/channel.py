@@ -1,0 +1,56 @@
+"""How this package connects: message size, keepalive, load balancing and retries."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+import grpc.aio
+
+MAX_MESSAGE_BYTES = 64 << 20
+
+_EMBEDDER = "lookalike.embedder.v1.EmbedderService"
+_SEARCH = "lookalike.search.v1.SearchService"
+# Sent twice, these fail the second time: a retry would report a failure of what has been done.
+_NOT_IDEMPOTENT = ("CreateCollection", "DeleteCollection")
+
+_SERVICE_CONFIG = {
+    # One connection to every address behind the name: a single one would pin a client to one server.
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {"name": [{"service": _SEARCH, "method": method} for method in _NOT_IDEMPOTENT]},
+        {
+            "name": [{"service": _EMBEDDER}, {"service": _SEARCH}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        },
+    ],
+}
+
+OPTIONS: list[tuple[str, str | int]] = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # The configuration above is the client's own; do not ask the DNS for another.
+    ("grpc.service_config_disable_resolution", 1),
+    # A call is retried only while its request fits in this buffer, and batches of images exceed the default, 256 KiB.
+    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
+    # Notices a dead peer behind a silent load balancer, at a pace that servers accept by default.
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+
+def connect(target: str) -> grpc.Channel:
+    """Opens a channel to `target`, a gRPC name such as "127.0.0.1:50052" or "dns:///search:50052"."""
+    return grpc.insecure_channel(target, options=OPTIONS)
+
+
+def connect_aio(target: str) -> grpc.aio.Channel:
+    """Opens a channel for asyncio to `target`, as `connect` does."""
+    return grpc.aio.insecure_channel(target, options=OPTIONS)

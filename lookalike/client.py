@@ -1,0 +1,175 @@
+"""The client of the search service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from lookalike import types as t
+from lookalike._convert import search as convert
+from lookalike.channel import connect
+from lookalike.errors import LookalikeError, translated
+from lookalike.search.v1 import search_pb2 as pb
+from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
+
+
+class Client:
+    """Stores images in collections and searches them. Safe to share between threads.
+
+    Every method raises `LookalikeError` if the call failed, and ValueError or TypeError for arguments that no service
+    could take. Calls that fail as UNAVAILABLE are tried again for a second or two, where that can do no harm.
+
+    In a collection created with `multi_tenant`, `tenant` names whose rows a call works on; elsewhere it stays empty.
+    Filters are Milvus boolean expressions; their values are best given apart, and named in braces.
+
+    Args:
+        target: the search service, a gRPC name such as "127.0.0.1:50052" or "dns:///lookalike-search:50052".
+        timeout: deadline of every call in seconds.
+
+    >>> with Client("127.0.0.1:50052") as client:
+    ...     client.create_collection("photos", if_not_exists=True)
+    ...     client.upsert("photos", [Item("cat.jpg", image=Path("cat.jpg").read_bytes())])
+    ...     result = client.search("photos", image=Path("query.jpg").read_bytes(), top_k=5)
+    ...     for hit in result.hits:
+    ...         print(hit.id, hit.similarity, hit.distance)
+    """
+
+    def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0) -> None:
+        self._channel = connect(target)
+        self._stub = SearchServiceStub(self._channel)
+        self._timeout = timeout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; calls in progress fail as CANCELLED."""
+        self._channel.close()
+
+    # ---- Collections
+
+    def create_collection(
+        self,
+        name: str,
+        *,
+        space: t.VectorSpace | None = None,
+        index: t.IndexSpec | None = None,
+        multi_tenant: bool = False,
+        if_not_exists: bool = False,
+    ) -> t.Collection:
+        """Creates an empty collection.
+
+        Args:
+            name: a letter, then letters, digits and single underscores, at most 128 characters.
+            space: where its vectors live; None means the space of the embedder's model.
+            index: how vectors are indexed; None means HNSW with the service's defaults.
+            multi_tenant: whether rows belong to tenants. Cannot be changed later.
+            if_not_exists: returns the collection that has the name, whatever it is like, instead of ALREADY_EXISTS.
+        """
+        try:
+            request = convert.create_collection_request(name, space, index, multi_tenant)
+            return convert.collection(self._call(self._stub.CreateCollection, request).collection)
+        except LookalikeError as error:
+            if if_not_exists and error.code is grpc.StatusCode.ALREADY_EXISTS:
+                return self.describe_collection(name).collection
+            raise
+
+    def describe_collection(self, name: str) -> t.CollectionDescription:
+        """Describes a collection: its model, index, rows and versions; and the limits on requests."""
+        request = pb.DescribeCollectionRequest(name=name)
+        return convert.collection_description(self._call(self._stub.DescribeCollection, request))
+
+    def list_collections(self) -> list[t.Collection]:
+        """Lists all collections, by name."""
+        response = self._call(self._stub.ListCollections, pb.ListCollectionsRequest())
+        return [convert.collection(message) for message in response.collections]
+
+    def delete_collection(self, name: str) -> None:
+        """Deletes a collection with all its rows."""
+        self._call(self._stub.DeleteCollection, pb.DeleteCollectionRequest(name=name))
+
+    # ---- Writes
+
+    def upsert(
+        self, collection: str, items: Sequence[t.Item], *, if_content_changed: bool = False, tenant: str = ""
+    ) -> list[t.UpsertResult]:
+        """Stores rows, replacing those with the same ids entirely.
+
+        Args:
+            items: the rows; as many as `SearchLimits.max_batch_items`, and no more bytes than `max_message_bytes`.
+            if_content_changed: leaves rows alone that hold the same image, attributes and source.
+
+        Returns:
+            What became of each item, in their order. One that failed never harms the others.
+        """
+        request = convert.upsert_request(collection, items, if_content_changed, tenant)
+        response = self._call(self._stub.Upsert, request)
+        return [convert.upsert_result(message) for message in response.results]
+
+    def delete(
+        self,
+        collection: str,
+        *,
+        ids: Sequence[str] | None = None,
+        filter: str | None = None,
+        filter_values: t.Attributes | None = None,
+        tenant: str = "",
+    ) -> int:
+        """Deletes the rows with these ids, or those that a filter selects, and returns how many there were.
+
+        >>> client.delete("photos", filter='attributes["year"] < {year}', filter_values={"year": 1990})
+        """
+        request = convert.delete_request(collection, ids, filter, filter_values or {}, tenant)
+        response: pb.DeleteResponse = self._call(self._stub.Delete, request)
+        return response.deleted_count
+
+    # ---- Reads
+
+    def get(
+        self, collection: str, ids: Sequence[str], *, tenant: str = "", **output: Unpack[t.OutputOptions]
+    ) -> t.GetResult:
+        """Fetches rows by id; `output` says which parts of them, see `OutputOptions`."""
+        return convert.get_result(self._call(self._stub.Get, convert.get_request(collection, ids, tenant, output)))
+
+    def count(
+        self, collection: str, *, filter: str = "", filter_values: t.Attributes | None = None, tenant: str = ""
+    ) -> int:
+        """Counts the rows that a filter selects, or all; every acknowledged write is counted."""
+        request = convert.count_request(collection, filter, filter_values or {}, tenant)
+        response: pb.CountResponse = self._call(self._stub.Count, request)
+        return response.count
+
+    def search(
+        self,
+        collection: str,
+        *,
+        image: bytes | None = None,
+        vector: t.Embedding | None = None,
+        id: str | None = None,
+        tenant: str = "",
+        **options: Unpack[t.SearchOptions],
+    ) -> t.SearchResult:
+        """Finds the stored rows most similar to an image, a vector or a stored row.
+
+        Args:
+            image: the bytes of an image file.
+            vector: a vector; one of another model than the collection's is refused as FAILED_PRECONDITION.
+            id: a stored row, which is left out of its own hits.
+            options: how to search: `top_k`, `filter`, `min_similarity` and more, see `SearchOptions`.
+
+        >>> client.search("photos", id="cat.jpg", filter='attributes["year"] > {year}', filter_values={"year": 1990})
+        """
+        request = convert.search_request(collection, image, vector, id, tenant, options)
+        return convert.search_result(self._call(self._stub.Search, request))
+
+    def _call(self, method: Callable[..., Any], request: object) -> Any:
+        with translated():
+            return method(request, timeout=self._timeout)

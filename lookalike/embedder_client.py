@@ -1,0 +1,67 @@
+"""The client of the embedder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from lookalike import types as t
+from lookalike._convert import embedder as convert
+from lookalike.channel import connect
+from lookalike.embedder.v1 import embedder_pb2 as pb
+from lookalike.embedder.v1.embedder_pb2_grpc import EmbedderServiceStub
+from lookalike.errors import LookalikeError, translated
+
+
+class EmbedderClient:
+    """Turns images into vectors. Safe to share between threads.
+
+    Images are the bytes of JPEG, PNG, WebP, GIF, BMP or TIFF files. Every method raises `LookalikeError` if the call
+    failed. `expected_fingerprint`, if given, makes calls fail as FAILED_PRECONDITION unless the model has it.
+
+    Args:
+        target: the embedder, a gRPC name such as "127.0.0.1:50051" or "dns:///lookalike-embedder:50051".
+        timeout: deadline of every call in seconds.
+
+    >>> with EmbedderClient("127.0.0.1:50051") as embedder:
+    ...     embedding = embedder.embed(Path("cat.jpg").read_bytes())
+    ...     embedding.vector.shape, embedding.fingerprint
+    """
+
+    def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
+        self._channel = connect(target)
+        self._stub = EmbedderServiceStub(self._channel)
+        self._timeout = timeout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection; calls in progress fail as CANCELLED."""
+        self._channel.close()
+
+    def get_model(self) -> t.ModelDescription:
+        """Describes the model that is served, and the limits on requests."""
+        return convert.model_description(self._call(self._stub.GetModel, pb.GetModelRequest()))
+
+    def embed(self, image: bytes, *, expected_fingerprint: str = "") -> t.Embedding:
+        """Embeds one image: returns its vector, float32 [D], of length 1."""
+        request = convert.embed_request(image, expected_fingerprint)
+        return convert.embedding(self._call(self._stub.Embed, request))
+
+    def embed_batch(
+        self, images: Sequence[bytes], *, expected_fingerprint: str = ""
+    ) -> list[t.Embedding | LookalikeError]:
+        """Embeds several images, at most `EmbedderLimits.max_batch_images`; returns a vector, or an error, for each."""
+        request = convert.embed_batch_request(images, expected_fingerprint)
+        return convert.embedding_batch(self._call(self._stub.EmbedBatch, request))
+
+    def _call(self, method: Callable[..., Any], request: object) -> Any:
+        with translated():
+            return method(request, timeout=self._timeout)

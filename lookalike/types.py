@@ -1,0 +1,377 @@
+"""The values that go into calls and come out of them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeAlias, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from lookalike.errors import LookalikeError
+
+JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+"""A value of an attribute or a filter. Integers stay integers, of 64 bits; numbers are finite."""
+
+Attributes: TypeAlias = Mapping[str, JsonValue]
+
+
+class _WireEnum(enum.IntEnum):
+    """An enumeration with the contract's numbers, in which numbers of a newer contract read as UNSPECIFIED."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> _WireEnum:
+        return cls(0)
+
+
+class Precision(_WireEnum):
+    """Arithmetic in which a model is run."""
+
+    UNSPECIFIED = 0
+    F32 = 1
+    BF16 = 2
+    F16 = 3
+    INT8 = 4
+
+
+class IndexType(_WireEnum):
+    """Kind of index; UNSPECIFIED is the service's choice, HNSW."""
+
+    UNSPECIFIED = 0
+    FLAT = 1
+    HNSW = 2
+    HNSW_SQ8 = 3
+
+
+class VersionState(_WireEnum):
+    """What a version of a collection is used for."""
+
+    UNSPECIFIED = 0
+    SERVING = 1
+    FILLING = 2
+    RETIRED = 3
+
+
+class UpsertOutcome(_WireEnum):
+    """What became of one row: UNCHANGED was left alone, SUPERSEDED has a later item with the same id."""
+
+    UNSPECIFIED = 0
+    STORED = 1
+    UNCHANGED = 2
+    SUPERSEDED = 3
+    FAILED = 4
+
+
+class Consistency(_WireEnum):
+    """How fresh the data of a search is: BOUNDED may miss the writes of the last seconds, STRONG misses none."""
+
+    UNSPECIFIED = 0
+    BOUNDED = 1
+    STRONG = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A point in the vector space of one model.
+
+    Attributes:
+        vector: float32 [D]; any one-dimensional sequence of numbers is accepted and converted. Those that the embedder
+            returns have Euclidean length 1.
+        fingerprint: names the model, and so the space. Vectors are comparable only if their fingerprints are equal.
+
+    Raises:
+        ValueError: the vector is not one-dimensional, is empty, or has components that are not finite.
+
+    >>> Embedding([0.6, 0.8], "my-model-1").vector
+    array([0.6, 0.8], dtype=float32)
+    """
+
+    vector: npt.NDArray[np.float32]
+    fingerprint: str
+
+    def __init__(self, vector: npt.ArrayLike, fingerprint: str) -> None:
+        array = np.asarray(vector, dtype=np.float32)
+        if array.ndim != 1 or array.size == 0:
+            raise ValueError(f"a vector must be one-dimensional and not empty; this one has shape {list(array.shape)}")
+        if not np.isfinite(array).all():
+            raise ValueError("a vector must have finite components; this one has some that are NaN or infinite")
+        object.__setattr__(self, "vector", array)
+        object.__setattr__(self, "fingerprint", fingerprint)
+
+
+# ---- The embedder
+
+
+@dataclass(frozen=True)
+class PrecisionLoss:
+    """What a precision costs against float32; the figures are None where they were not measured."""
+
+    precision: Precision
+    mean_cosine: float | None
+    accuracy_loss_points: float | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model and how it is run. Sizes are in pixels; `explained_variance_ratio` lies between 0 and 1."""
+
+    fingerprint: str
+    dimension: int
+    backbone: str
+    weights_source: str
+    weights_sha256: str
+    input_height: int
+    input_width: int
+    feature_length: int
+    pca_images: int
+    explained_variance_ratio: float
+    runtime: str
+    device: str
+    precision: Precision
+    precision_losses: tuple[PrecisionLoss, ...]
+
+
+@dataclass(frozen=True)
+class EmbedderLimits:
+    """What a request to the embedder may ask for at most."""
+
+    max_image_bytes: int
+    max_image_pixels: int
+    max_batch_images: int
+    max_message_bytes: int
+    max_stream_in_flight: int
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """The model that an embedder serves, and its limits."""
+
+    model: Model
+    limits: EmbedderLimits
+
+
+# ---- Collections
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """How vectors are indexed; 0 means the service's default.
+
+    Attributes:
+        type: the kind of index.
+        m: neighbours of a node of HNSW.
+        ef_construction: candidates that HNSW looks at while building.
+    """
+
+    type: IndexType = IndexType.UNSPECIFIED
+    m: int = 0
+    ef_construction: int = 0
+
+
+@dataclass(frozen=True)
+class VectorSpace:
+    """The space that a model's vectors live in: its name, and the number of components."""
+
+    fingerprint: str
+    dimension: int
+
+
+@dataclass(frozen=True)
+class CollectionVersion:
+    """One generation of a collection: the rows in one vector space. What the database does not tell is None."""
+
+    version: int
+    physical_name: str
+    space: VectorSpace
+    index: IndexSpec
+    state: VersionState
+    row_count: int
+    indexed_row_count: int | None
+    memory_bytes: int | None
+    create_time: datetime
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A named set of rows, with its versions, the oldest first."""
+
+    name: str
+    multi_tenant: bool
+    serving_version: int
+    versions: tuple[CollectionVersion, ...]
+
+    @property
+    def serving(self) -> CollectionVersion | None:
+        """The version that answers searches; None while there is none, as when its creation was cut short."""
+        return next((version for version in self.versions if version.version == self.serving_version), None)
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """What a request to the search service may ask for at most."""
+
+    max_image_bytes: int
+    max_batch_items: int
+    max_batch_queries: int
+    max_top_k: int
+    max_ef: int
+    max_id_bytes: int
+    max_attributes_bytes: int
+    max_source_bytes: int
+    max_filter_bytes: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True)
+class CollectionDescription:
+    """A collection, the limits on requests, and the database behind it."""
+
+    collection: Collection
+    limits: SearchLimits
+    backend: str
+
+
+# ---- Rows
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row to be stored: an id, and either the bytes of an image file or a vector.
+
+    Attributes:
+        id: the caller's name for the row; an existing row of that name is replaced.
+        image: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file, which the service embeds.
+        vector: a vector, where the caller has one.
+        attributes: for filters and replies.
+        source: path or URI where the image can be read again.
+
+    Raises:
+        ValueError: not exactly one of `image` and `vector` is given.
+
+    >>> Item("cat.jpg", image=Path("cat.jpg").read_bytes(), attributes={"year": 1991})
+    """
+
+    id: str
+    image: bytes | None = field(default=None, repr=False)
+    vector: Embedding | None = None
+    attributes: Attributes = field(default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.image is None) == (self.vector is None):
+            raise ValueError(f"item {self.id!r} needs either an image or a vector")
+
+
+@dataclass(frozen=True)
+class UpsertResult:
+    """What became of one row; `error` says why it is FAILED, and is None unless it is."""
+
+    id: str
+    outcome: UpsertOutcome
+    error: LookalikeError | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A stored row, with those of its parts that were asked for.
+
+    Attributes:
+        id: the caller's id.
+        attributes: as given with the upsert; integers are integers.
+        source: path or URI of the image, as given with the upsert.
+        content_sha256: SHA-256 of the image's bytes in hex; empty for rows stored as vectors.
+        update_time: when the row was last written, in UTC.
+        vector: the stored vector, of length 1, if it was asked for.
+    """
+
+    id: str
+    attributes: dict[str, JsonValue]
+    source: str
+    content_sha256: str
+    update_time: datetime
+    vector: Embedding | None = None
+
+
+@dataclass(frozen=True)
+class GetResult:
+    """The rows found, in the order of the ids, and the ids that have no row."""
+
+    records: tuple[Record, ...]
+    missing_ids: tuple[str, ...]
+
+
+# ---- Searches
+
+
+class OutputOptions(TypedDict, total=False):
+    """Which parts of a row a reply carries beside its id, source, hash and time. The default is all attributes."""
+
+    attributes: Sequence[str]
+    """Names of the attributes; none at all if empty."""
+    include_vector: bool
+    """Adds the vector."""
+
+
+class SearchOptions(OutputOptions, total=False):
+    """How to search. Everything may be left out."""
+
+    top_k: int
+    """Number of hits wanted; default 10."""
+    offset: int
+    """Number of best hits to leave out, for paging."""
+    filter: str
+    """Which rows may be hits: a Milvus boolean expression, with names of `filter_values` in braces."""
+    filter_values: Attributes
+    """The values that `filter` names."""
+    min_similarity: float
+    """Lowest cosine similarity of a hit, -1 to 1."""
+    ef: int
+    """Candidates that HNSW looks at: more is slower and finds more."""
+    exact: bool
+    """Compares with every row instead of using the index."""
+    read_your_writes: bool
+    """Sees every write acknowledged before the search, at the price of time."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A row that was found.
+
+    Attributes:
+        record: the row.
+        similarity: cosine similarity to the query, -1 to 1.
+        distance: Euclidean distance to the query, of vectors of length 1: 0 to 2.
+    """
+
+    record: Record
+    similarity: float
+    distance: float
+
+    @property
+    def id(self) -> str:
+        """The row's id."""
+        return self.record.id
+
+
+@dataclass(frozen=True)
+class ServedBy:
+    """What answered a search: the version, its index and the `ef` used (None without HNSW)."""
+
+    version: int
+    physical_name: str
+    space: VectorSpace
+    index_type: IndexType
+    ef: int | None
+    consistency: Consistency
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The hits, the most similar first; what answered; and the seconds spent in each stage, by its name."""
+
+    hits: tuple[Hit, ...]
+    served_by: ServedBy
+    timings: Mapping[str, float]

@@ -1,0 +1,225 @@
+"""Between the messages of the contract and the values of the core."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from lookalike._convert.values import from_fields, to_fields
+from lookalike.search.v1 import search_pb2 as pb
+from search_service import filters
+from search_service.filters import Filter
+from search_service.records import (
+    ALL_BUT_VECTOR,
+    CollectionState,
+    Embedding,
+    Hit,
+    IndexSpec,
+    IndexType,
+    OutputField,
+    StoredRow,
+    VectorSpace,
+    VersionState,
+)
+from search_service.service import DEFAULT_TOP_K, Item, Outcome, Query, SearchParams, SearchResult, StoredId
+from service_kit.errors import InvalidArgument, ServiceError, Unimplemented
+from service_kit.status import to_status
+
+_INDEX_TYPES: dict[IndexType, pb.IndexType.ValueType] = {"FLAT": pb.INDEX_TYPE_FLAT, "HNSW": pb.INDEX_TYPE_HNSW}
+_OUTCOMES = {
+    "stored": pb.UPSERT_OUTCOME_STORED,
+    "unchanged": pb.UPSERT_OUTCOME_UNCHANGED,
+    "superseded": pb.UPSERT_OUTCOME_SUPERSEDED,
+}
+
+
+# ---- From messages
+
+
+def space_from(message: pb.VectorSpace) -> VectorSpace:
+    """Returns a vector space; the store checks it."""
+    return VectorSpace(message.model_fingerprint, message.dimension)
+
+
+def index_from(message: pb.IndexSpec) -> IndexSpec:
+    """Returns an index, with defaults in the place of what is unset."""
+    if message.type == pb.INDEX_TYPE_FLAT:
+        return IndexSpec("FLAT")
+    if message.type not in (pb.INDEX_TYPE_UNSPECIFIED, pb.INDEX_TYPE_HNSW):
+        raise Unimplemented("this server has the index types FLAT and HNSW only")
+    default = IndexSpec()
+    m, ef_construction = message.m or default.m, message.ef_construction or default.ef_construction
+    if not 2 <= m <= 100:
+        raise InvalidArgument(f"index.m is {m}: use 2 to 100, or 0 for the default, {default.m}")
+    if not 8 <= ef_construction <= 512:
+        raise InvalidArgument(
+            f"index.ef_construction is {ef_construction}: use 8 to 512, or 0 for the default, {default.ef_construction}"
+        )
+    return IndexSpec("HNSW", m, ef_construction)
+
+
+def item_from(message: pb.UpsertItem) -> Item | InvalidArgument:
+    """Returns a row to be stored, or what is wrong with it."""
+    match message.WhichOneof("content"):
+        case "image":
+            content: bytes | Embedding = message.image
+        case "vector":
+            content = _vector_from(message.vector)
+        case _:
+            return InvalidArgument(f"item {message.id!r} has no content: set image or vector")
+    return Item(message.id, content, from_fields(message.attributes), message.source)
+
+
+def query_from(message: pb.Query) -> Query:
+    """Returns what to search by."""
+    match message.WhichOneof("by"):
+        case "image":
+            return message.image
+        case "vector":
+            return _vector_from(message.vector)
+        case "id":
+            return StoredId(message.id)
+        case _:
+            raise InvalidArgument("the query is empty: set image, vector or id")
+
+
+def params_from(message: pb.SearchParams) -> SearchParams:
+    """Returns how to search."""
+    for name in ("max_similarity", "fold_similarity"):
+        if message.HasField(name):
+            raise Unimplemented(f"params.{name} is not available on this server yet: leave it out")
+    return SearchParams(
+        top_k=message.top_k if message.HasField("top_k") else DEFAULT_TOP_K,
+        offset=message.offset,
+        filter=filter_from(message.filter),
+        min_similarity=message.min_similarity if message.HasField("min_similarity") else None,
+        ef=message.ef if message.HasField("ef") else None,
+        exact=message.exact,
+        read_your_writes=message.read_your_writes,
+        output=output_from(message.output),
+    )
+
+
+def filter_from(message: pb.Filter) -> Filter | None:
+    """Returns a filter, or None where every row is meant."""
+    if not message.expression and not message.values:
+        return None
+    # Objects, which a filter has no place for, are refused when it is rendered.
+    return Filter(message.expression, cast(dict[str, filters.Value], from_fields(message.values)))
+
+
+def output_from(message: pb.OutputFields) -> tuple[OutputField, ...]:
+    """Returns the fields to fetch; which of the attributes are wanted, `records_to` picks."""
+    left_out = ("attributes",) if message.omit_attributes else ()
+    fields = tuple(name for name in ALL_BUT_VECTOR if name not in left_out)
+    return (*fields, "vector") if message.include_vector else fields
+
+
+def _vector_from(message: pb.Vector) -> Embedding:
+    return Embedding(np.array(message.values, dtype=np.float32), message.model_fingerprint)
+
+
+# ---- To messages
+
+
+def result_to(item_id: str, outcome: Outcome) -> pb.UpsertResult:
+    """Returns what became of one row."""
+    if isinstance(outcome, ServiceError):
+        return pb.UpsertResult(id=item_id, outcome=pb.UPSERT_OUTCOME_FAILED, error=to_status(outcome))
+    return pb.UpsertResult(id=item_id, outcome=_OUTCOMES[outcome])
+
+
+def record_to(row: StoredRow, output: pb.OutputFields) -> pb.Record:
+    """Returns a stored row, with the attributes that `output` names."""
+    attributes = row.attributes or {}
+    if output.attributes:
+        attributes = {name: attributes[name] for name in output.attributes if name in attributes}
+    record = pb.Record(
+        id=row.id,
+        attributes=to_fields(attributes),
+        source=row.source or "",
+        content_sha256=row.content_sha256 or "",
+        update_time=_timestamp(row.updated_ms or 0),
+    )
+    if row.vector is not None:
+        record.vector.model_fingerprint = row.model_fingerprint or ""
+        record.vector.values.extend(row.vector.tolist())
+    return record
+
+
+def search_response_to(result: SearchResult, params: pb.SearchParams) -> pb.SearchResponse:
+    """Returns the answer to a search."""
+    version = result.version
+    served_by = pb.ServedBy(
+        version=version.number,
+        physical_name=version.physical_name,
+        space=_space_to(version.space),
+        index_type=pb.INDEX_TYPE_FLAT if result.exact else _INDEX_TYPES[version.index.type],
+        ef=result.ef,
+        consistency=pb.CONSISTENCY_STRONG if params.read_your_writes else pb.CONSISTENCY_BOUNDED,
+    )
+    hits = [_hit_to(hit, params.output) for hit in result.hits]
+    return pb.SearchResponse(hits=hits, served_by=served_by, timings=_timings_to(result.timings))
+
+
+def collection_to(state: CollectionState) -> pb.Collection:
+    """Returns a collection with its versions."""
+    serving = state.serving
+    return pb.Collection(
+        name=state.name,
+        multi_tenant=any(version.version.multi_tenant for version in state.versions),
+        serving_version=serving.version.number if serving else 0,
+        versions=[_version_to(version, serving) for version in state.versions],
+    )
+
+
+def _hit_to(hit: Hit, output: pb.OutputFields) -> pb.Hit:
+    # |a - b|^2 = 2 - 2 a.b for vectors of length 1; rounding may leave the similarity just above 1.
+    distance = math.sqrt(max(0.0, 2.0 - 2.0 * hit.similarity))
+    return pb.Hit(record=record_to(hit.row, output), similarity=hit.similarity, distance=distance)
+
+
+def _version_to(state: VersionState, serving: VersionState | None) -> pb.CollectionVersion:
+    version = state.version
+    if state.serving:
+        role = pb.VERSION_STATE_SERVING
+    elif serving is not None and version.number < serving.version.number:
+        role = pb.VERSION_STATE_RETIRED
+    else:
+        role = pb.VERSION_STATE_FILLING
+    hnsw = version.index.type == "HNSW"
+    return pb.CollectionVersion(
+        version=version.number,
+        physical_name=version.physical_name,
+        space=_space_to(version.space),
+        index=pb.IndexSpec(
+            type=_INDEX_TYPES[version.index.type],
+            m=version.index.m if hnsw else 0,
+            ef_construction=version.index.ef_construction if hnsw else 0,
+        ),
+        state=role,
+        row_count=state.rows,
+        indexed_row_count=state.indexed_rows,
+        create_time=_timestamp(version.created_ms),
+    )
+
+
+def _space_to(space: VectorSpace) -> pb.VectorSpace:
+    return pb.VectorSpace(model_fingerprint=space.fingerprint, dimension=space.dimension)
+
+
+def _timestamp(milliseconds: int) -> timestamp_pb2.Timestamp:
+    timestamp = timestamp_pb2.Timestamp()
+    timestamp.FromMilliseconds(milliseconds)
+    return timestamp
+
+
+def _timings_to(timings: Mapping[str, float]) -> Sequence[pb.StageTiming]:
+    return [
+        pb.StageTiming(stage=stage, duration=duration_pb2.Duration(nanos=int(seconds % 1 * 1e9), seconds=int(seconds)))
+        for stage, seconds in timings.items()
+    ]

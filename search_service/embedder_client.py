@@ -1,0 +1,89 @@
+"""The embedding service, as the search service sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+
+from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from search_service.metrics import upstream
+from search_service.records import Embedding, VectorSpace
+from service_kit.errors import DeadlineExceeded, ServiceError
+from service_kit.status import from_rpc_error, from_status
+
+_UPSTREAM = "embedder"
+
+
+class EmbedderClient:
+    """Calls the embedding service. Errors of a whole call are raised as the service errors they stand for."""
+
+    def __init__(self, target: str, max_message_bytes: int) -> None:
+        self._target = target
+        self._channel = grpc.aio.insecure_channel(
+            target,
+            options=(
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
+                ("grpc.lb_policy_name", "round_robin"),
+                # The default backs off to two minutes: searches would fail that long after the embedder is back.
+                ("grpc.initial_reconnect_backoff_ms", 200),
+                ("grpc.max_reconnect_backoff_ms", 2000),
+            ),
+        )
+        self._stub = embedder_pb2_grpc.EmbedderServiceStub(self._channel)
+        self._batch_limit: int | None = None
+
+    async def aclose(self) -> None:
+        """Closes the connection."""
+        await self._channel.close()
+
+    async def space(self, deadline: float) -> VectorSpace:
+        """Returns the space of the embedder's vectors."""
+        model = (await self._get_model(deadline)).model
+        return VectorSpace(model.fingerprint, model.dimension)
+
+    async def embed(
+        self, images: Sequence[bytes], *, interactive: bool, deadline: float
+    ) -> list[Embedding | ServiceError]:
+        """Embeds encoded images before `deadline` (of time.monotonic).
+
+        Interactive images go before others in the embedder's queue.
+
+        Returns:
+            for each image, in order: its embedding, or why it has none.
+        """
+        if self._batch_limit is None:
+            self._batch_limit = (await self._get_model(deadline)).limits.max_batch_images
+        priority = embedder_pb2.PRIORITY_INTERACTIVE if interactive else embedder_pb2.PRIORITY_BULK
+        outcomes: list[Embedding | ServiceError] = []
+        for start in range(0, len(images), self._batch_limit):
+            batch = images[start : start + self._batch_limit]
+            request = embedder_pb2.EmbedBatchRequest(images=batch, priority=priority)
+            reply = await self._call("EmbedBatch", self._stub.EmbedBatch, request, deadline)
+            outcomes += [_outcome(result, reply.model_fingerprint) for result in reply.results]
+        return outcomes
+
+    async def _get_model(self, deadline: float) -> embedder_pb2.GetModelResponse:
+        request = embedder_pb2.GetModelRequest()
+        reply: embedder_pb2.GetModelResponse = await self._call("GetModel", self._stub.GetModel, request, deadline)
+        return reply
+
+    async def _call(self, method: str, rpc: Any, request: Any, deadline: float) -> Any:
+        timeout = deadline - time.monotonic()
+        with upstream(_UPSTREAM, method):
+            if timeout <= 0:
+                raise DeadlineExceeded("the deadline passed before the embedder was called")
+            try:
+                return await rpc(request, timeout=timeout)
+            except grpc.RpcError as error:
+                raise from_rpc_error(error, f"embedder at {self._target}") from error
+
+
+def _outcome(result: embedder_pb2.EmbedResult, fingerprint: str) -> Embedding | ServiceError:
+    if result.WhichOneof("outcome") == "embedding":
+        return Embedding(np.array(result.embedding.values, dtype=np.float32), fingerprint)
+    return from_status(result.error, "image")

@@ -1,0 +1,43 @@
+"""The search service's process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+
+from lookalike.search.v1 import search_pb2_grpc
+from search_service.embedder_client import EmbedderClient
+from search_service.rpc import SERVICE_NAME, SearchRpc
+from search_service.service import SearchService
+from search_service.settings import PREFIX, SearchSettings
+from search_service.store import MilvusStore
+from service_kit import process
+from service_kit.server import Server
+
+
+async def serve(settings: SearchSettings) -> int:
+    """Serves until a signal comes; returns the exit code."""
+    store = MilvusStore(
+        settings.milvus_uri,
+        token=settings.milvus_token,
+        db_name=settings.milvus_database,
+        max_filter_bytes=settings.max_filter_bytes,
+        max_filter_depth=settings.max_filter_depth,
+    )
+    async with store, aclosing(EmbedderClient(settings.embedder, settings.max_message_bytes)) as embedder:
+        service = SearchService(store, embedder, settings)
+        server = Server(settings)
+        # What the class lacks of the contract, its generated base answers with UNIMPLEMENTED.
+        rpc = SearchRpc(service, settings, store.backend)  # type: ignore[abstract]
+        search_pb2_grpc.add_SearchServiceServicer_to_server(rpc, server.grpc)
+        return await server.run((SERVICE_NAME,), service.check)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the service with flags, by default those of the command line; returns the exit code."""
+    return process.run(SearchSettings, PREFIX, serve, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

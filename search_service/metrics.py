@@ -1,0 +1,64 @@
+"""The search service's own metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from search_service.milvus_schema import METRIC
+from search_service.records import CollectionState
+from service_kit.errors import ServiceError
+from service_kit.status import code_name, code_of
+
+_REQUESTS = Counter(
+    "search_upstream_requests_total", "Calls to a service behind this one.", ["upstream", "method", "code"]
+)
+_DURATION = Histogram(
+    "search_upstream_duration_seconds",
+    "Time of a call to a service behind this one.",
+    ["upstream", "method"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+RETRIES = Counter("search_upstream_retries_total", "Calls to a service behind this one tried again.", ["upstream"])
+RESULTS = Histogram(
+    "search_results_returned", "Hits returned by a search.", buckets=(0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+)
+_INDEX_INFO = Gauge(
+    "search_index_info",
+    "The index that serves a collection; always 1.",
+    ["collection", "fingerprint", "index_type", "metric_type", "m", "ef_construction"],
+)
+_ENTITIES = Gauge("search_collection_entities", "Rows of the serving version of a collection.", ["collection"])
+
+
+@contextmanager
+def upstream(name: str, method: str) -> Iterator[None]:
+    """Counts and times one call to the service `name`, by the code that its ServiceError stands for."""
+    started, code = time.monotonic(), "Unknown"
+    try:
+        yield
+        code = "OK"
+    except ServiceError as error:
+        code = code_name(code_of(error))
+        raise
+    finally:
+        _REQUESTS.labels(name, method, code).inc()
+        _DURATION.labels(name, method).observe(time.monotonic() - started)
+
+
+def show_collections(states: Iterable[CollectionState]) -> None:
+    """Brings the gauges of the collections up to date; those of deleted ones disappear."""
+    _INDEX_INFO.clear()
+    _ENTITIES.clear()
+    for state in states:
+        if state.serving is None:
+            continue
+        version = state.serving.version
+        index = version.index
+        m, ef_construction = (index.m, index.ef_construction) if index.type == "HNSW" else ("", "")
+        labels = (state.name, version.space.fingerprint, index.type, METRIC, m, ef_construction)
+        _INDEX_INFO.labels(*labels).set(1)
+        _ENTITIES.labels(state.name).set(state.serving.rows)

@@ -1,0 +1,264 @@
+"""Collections, their versions, and the alias that points at the version that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+
+from search_service import milvus_calls, milvus_schema
+from search_service.milvus_connection import Client, MilvusConnection
+from search_service.milvus_writer import Writer
+from search_service.naming import check_collection_name, check_fingerprint, parse_physical_name, physical_name
+from search_service.records import CollectionState, CollectionVersion, IndexSpec, VectorSpace, VersionState
+from service_kit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+
+DEFAULT_INDEX = IndexSpec()
+MAX_DIMENSION = 32_768
+MAX_EF = 32_768
+# How long another replica's switch of an alias may go unnoticed here.
+_SERVING_SECONDS = 1.0
+
+
+class Catalog:
+    """What collections there are. For deadlines and errors in common see `search_service.store`."""
+
+    def __init__(self, connection: MilvusConnection, writer: Writer) -> None:
+        self._connection = connection
+        self._writer = writer
+        self._defining = asyncio.Lock()
+        self._serving: dict[str, tuple[CollectionVersion, float]] = {}
+
+    async def create_collection(
+        self,
+        name: str,
+        space: VectorSpace,
+        index: IndexSpec = DEFAULT_INDEX,
+        *,
+        multi_tenant: bool = False,
+        deadline: float,
+    ) -> CollectionVersion:
+        """Create a collection with its first version, which serves.
+
+        Raises:
+            AlreadyExists: there is a collection of that name.
+            InvalidArgument: a name, fingerprint, dimension or index that is not allowed.
+        """
+        check_collection_name(name)
+        async with self._defining:
+            if await self._described(name, deadline) is not None:
+                raise AlreadyExists(f"collection {name!r} exists already: use it, delete it, or choose another name")
+            # A version without an alias is what an earlier attempt left that did not come to its end.
+            number = max((await self._physical_names(deadline))[name], default=0) + 1
+            version = await self._create(name, number, space, index, multi_tenant, deadline)
+            await self._point_alias(version, deadline)
+            return version
+
+    async def create_version(
+        self, name: str, space: VectorSpace, index: IndexSpec = DEFAULT_INDEX, *, deadline: float
+    ) -> CollectionVersion:
+        """Create the next version of a collection, empty, beside the one that serves.
+
+        Raises:
+            NotFound: there is no such collection.
+            InvalidArgument: a fingerprint, dimension or index that is not allowed.
+        """
+        async with self._defining:
+            serving = await self.serving(name, deadline=deadline)
+            number = max((await self._physical_names(deadline))[name]) + 1
+            return await self._create(name, number, space, index, serving.multi_tenant, deadline)
+
+    async def switch(self, name: str, number: int, *, deadline: float) -> CollectionVersion:
+        """Let another version serve, from the next call of `serving` on. The way back is the same.
+
+        Raises:
+            NotFound: there is no such collection or version.
+        """
+        async with self._defining:
+            version = await self.version(name, number, deadline=deadline)
+            await self._point_alias(version, deadline)
+            return version
+
+    async def serving(self, name: str, *, deadline: float) -> CollectionVersion:
+        """The version that serves, as of at most a second ago. Raises NotFound where there is no such collection."""
+        version, until = self._serving.get(name, (None, 0.0))
+        if version is None or time.monotonic() > until:
+            version = await self._described(check_collection_name(name), deadline)
+            if version is None:
+                raise NotFound(f"collection {name!r} does not exist: create it, or list the collections that do")
+            self._serving[name] = (version, time.monotonic() + _SERVING_SECONDS)
+        return version
+
+    async def version(self, name: str, number: int, *, deadline: float) -> CollectionVersion:
+        """One version, serving or not. Raises NotFound where there is no such collection or version."""
+        names = (await self._physical_names(deadline))[check_collection_name(name)]
+        version = await self._described(names[number], deadline) if number in names else None
+        if version is None:
+            found = ", ".join(map(str, sorted(names))) or "none"
+            raise NotFound(f"collection {name!r} has no version {number}: choose one of its versions ({found})")
+        return version
+
+    async def describe(self, name: str, *, deadline: float) -> CollectionState:
+        """A collection and its versions as they are now. Raises NotFound where there is no such collection."""
+        names = (await self._physical_names(deadline))[check_collection_name(name)]
+        if not names:
+            raise NotFound(f"collection {name!r} does not exist: create it, or list the collections that do")
+        return await self._collection_state(name, names, deadline)
+
+    async def list_collections(self, *, deadline: float) -> list[CollectionState]:
+        """All collections, by name."""
+        names = await self._physical_names(deadline)
+        return [await self._collection_state(name, names[name], deadline) for name in sorted(names)]
+
+    async def drop(self, name: str, *, deadline: float) -> None:
+        """Delete a collection with all its versions. Raises NotFound where there is no such collection."""
+        async with self._defining:
+            names = (await self._physical_names(deadline))[check_collection_name(name)]
+            if not names:
+                raise NotFound(f"collection {name!r} does not exist: nothing was deleted")
+            # The alias first, so that nobody finds a collection that is half gone.
+            await self._connection.call(
+                "delete", lambda client, timeout: client.drop_alias(name, timeout=timeout), deadline
+            )
+            self._serving.pop(name, None)
+            for physical in names.values():
+                await self._drop(physical, deadline)
+
+    async def drop_version(self, name: str, number: int, *, deadline: float) -> None:
+        """Delete one version.
+
+        Raises:
+            NotFound: there is no such collection or version.
+            FailedPrecondition: it is the one that serves.
+        """
+        async with self._defining:
+            version = await self.version(name, number, deadline=deadline)
+            if version == await self._described(name, deadline):
+                raise FailedPrecondition(f"version {number} of collection {name!r} serves: switch to another one first")
+            await self._drop(version.physical_name, deadline)
+
+    async def _load_all(self, deadline: float) -> None:
+        """Load every version: after a restart of Milvus Lite none is, and none could be searched."""
+
+        def load(client: Client, timeout: float) -> None:
+            for physical in client.list_collections(timeout=timeout):
+                if parse_physical_name(physical) is not None:
+                    client.load_collection(physical, timeout=timeout)
+
+        # It may build indexes, so it gets all the time there is.
+        await self._connection.call("load", load, deadline, attempt_seconds=deadline - time.monotonic())
+
+    async def _physical_names(self, deadline: float) -> defaultdict[str, dict[int, str]]:
+        """The physical names of all versions, by name and number."""
+        found = await self._connection.call(
+            "list", lambda client, timeout: client.list_collections(timeout=timeout), deadline
+        )
+        names: defaultdict[str, dict[int, str]] = defaultdict(dict)
+        for physical in found:
+            if parsed := parse_physical_name(physical):
+                name, number = parsed
+                names[name][number] = physical
+        return names
+
+    async def _described(self, name: str, deadline: float) -> CollectionVersion | None:
+        """The version behind a physical name or an alias, if there is one."""
+        try:
+            described = await self._connection.call(
+                "describe", lambda client, timeout: client.describe_collection(name, timeout=timeout), deadline
+            )
+        except NotFound:
+            return None
+        return milvus_schema.version_of(described)
+
+    async def _collection_state(self, name: str, names: dict[int, str], deadline: float) -> CollectionState:
+        serving = await self._described(name, deadline)
+        states = [await self._version_state(names[number], serving, deadline) for number in sorted(names)]
+        return CollectionState(name, tuple(state for state in states if state is not None))
+
+    async def _version_state(
+        self, physical: str, serving: CollectionVersion | None, deadline: float
+    ) -> VersionState | None:
+        version = await self._described(physical, deadline)
+        if version is None:
+            return None
+
+        def call(client: Client, timeout: float) -> VersionState:
+            loaded = client.get_load_state(physical, timeout=timeout)["state"].name == "Loaded"
+            index = client.describe_index(physical, "vector", timeout=timeout)
+            return VersionState(
+                version=version,
+                serving=version == serving,
+                loaded=loaded,
+                # The statistics of a server still count deleted rows.
+                rows=milvus_calls.count(version, "", "Bounded")(client, timeout) if loaded else 0,
+                index_state=str(index["state"]),
+                indexed_rows=int(index["indexed_rows"]),
+            )
+
+        return await self._connection.call("describe", call, deadline)
+
+    async def _create(
+        self,
+        name: str,
+        number: int,
+        space: VectorSpace,
+        index: IndexSpec,
+        multi_tenant: bool,
+        deadline: float,
+    ) -> CollectionVersion:
+        _check(space, index)
+        version = CollectionVersion(
+            collection=name,
+            number=number,
+            physical_name=physical_name(name, space.fingerprint, number),
+            space=space,
+            index=index,
+            multi_tenant=multi_tenant,
+            created_ms=time.time_ns() // 1_000_000,
+        )
+
+        def create(client: Client, timeout: float) -> None:
+            # When an attempt is repeated, the one before may have done it.
+            if not client.has_collection(version.physical_name, timeout=timeout):
+                client.create_collection(
+                    version.physical_name,
+                    schema=milvus_schema.schema(version),
+                    index_params=milvus_schema.index(version),
+                    properties=milvus_schema.properties(version),
+                    consistency_level=milvus_schema.CONSISTENCY,
+                    timeout=timeout,
+                )
+
+        await self._connection.call("create", create, deadline)
+        return version
+
+    async def _point_alias(self, version: CollectionVersion, deadline: float) -> None:
+        target = {"collection_name": version.physical_name, "alias": version.collection}
+        try:
+            await self._connection.call(
+                "switch", lambda client, timeout: client.alter_alias(**target, timeout=timeout), deadline
+            )
+        except NotFound:
+            await self._connection.call(
+                "switch", lambda client, timeout: client.create_alias(**target, timeout=timeout), deadline
+            )
+        self._serving.pop(version.collection, None)
+
+    async def _drop(self, physical: str, deadline: float) -> None:
+        def drop(client: Client, timeout: float) -> int:
+            client.drop_collection(physical, timeout=timeout)
+            return 0
+
+        await self._writer.write(physical, "delete", drop, deadline)
+
+
+def _check(space: VectorSpace, index: IndexSpec) -> None:
+    check_fingerprint(space.fingerprint)
+    if not 2 <= space.dimension <= MAX_DIMENSION:
+        raise InvalidArgument(f"dimension {space.dimension} is not allowed: use 2 to {MAX_DIMENSION}")
+    if index.type not in ("HNSW", "FLAT"):
+        raise InvalidArgument(f"index type {index.type!r} is not known: use HNSW or FLAT")
+    if not 2 <= index.m <= 2048:
+        raise InvalidArgument(f"m {index.m} is not allowed: use 2 to 2048, best 5 to 100")
+    if not 1 <= index.ef_construction <= MAX_EF:
+        raise InvalidArgument(f"ef_construction {index.ef_construction} is not allowed: use 1 to {MAX_EF}")

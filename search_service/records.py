@@ -1,0 +1,130 @@
+"""What goes into the store and what comes out: plain, typed, immutable records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+IndexType = Literal["HNSW", "FLAT"]
+# The fields of a stored row a caller may ask for. The id always comes back.
+OutputField = Literal["attributes", "source", "content_sha256", "model_fingerprint", "updated_ms", "vector"]
+OUTPUT_FIELDS: tuple[OutputField, ...] = (
+    "attributes",
+    "source",
+    "content_sha256",
+    "model_fingerprint",
+    "updated_ms",
+    "vector",
+)
+ALL_BUT_VECTOR: tuple[OutputField, ...] = OUTPUT_FIELDS[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class VectorSpace:
+    """What makes two vectors comparable: the model that made them, by its full fingerprint, and their length D."""
+
+    fingerprint: str
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A vector, float32 [D] of any length but zero, and the fingerprint of the model that made it."""
+
+    vector: Vector
+    fingerprint: str
+
+    @property
+    def space(self) -> VectorSpace:
+        """The space that the vector says it lives in."""
+        return VectorSpace(self.fingerprint, len(self.vector))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSpec:
+    """The vector index of a version.
+
+    HNSW (Malkov and Yashunin, arXiv:1603.09320) is approximate: `m` is the degree of its graph, `ef_construction` the
+    breadth of the search while building. FLAT compares with every row, is exact, and best below about 10,000 rows.
+    """
+
+    type: IndexType = "HNSW"
+    m: int = 16
+    ef_construction: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionVersion:
+    """One physical Milvus collection: vectors of exactly one space, under one name and number."""
+
+    collection: str
+    number: int
+    physical_name: str
+    space: VectorSpace
+    index: IndexSpec
+    multi_tenant: bool
+    created_ms: int  # Unix time in milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class VersionState:
+    """A version and how it is doing now."""
+
+    version: CollectionVersion
+    serving: bool
+    loaded: bool
+    rows: int  # on a server some seconds old; 0 while not loaded
+    index_state: str  # Milvus' word: "Finished", "InProgress", "Failed", ...
+    indexed_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionState:
+    """A collection: its versions, oldest first, of which at most one serves."""
+
+    name: str
+    versions: tuple[VersionState, ...]
+
+    @property
+    def serving(self) -> VersionState | None:
+        return next((state for state in self.versions if state.serving), None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A row to be written. `vector` is float32 [D]; the store normalises nothing and refuses zero, NaN and infinity."""
+
+    id: str
+    vector: Vector
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # a JSON object, 64 KiB at most
+    source: str = ""
+    content_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredRow:
+    """A row as it is stored. Fields that were not asked for are None."""
+
+    id: str
+    attributes: dict[str, Any] | None = None
+    source: str | None = None
+    content_sha256: str | None = None
+    model_fingerprint: str | None = None
+    updated_ms: int | None = None  # Unix time in milliseconds
+    vector: Vector | None = None  # float32 [D]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hit:
+    """A neighbour: its cosine similarity to the query, in [-1, 1], and the fields of its row that were asked for."""
+
+    similarity: float
+    row: StoredRow
+
+
+Hits = Sequence[Hit]

@@ -1,0 +1,33 @@
+"""The settings of the search service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service_kit.settings import ServerSettings, setting
+
+PREFIX = "LOOKALIKE_SEARCH"
+
+
+@dataclass(frozen=True)
+class SearchSettings(ServerSettings):
+    """The search service: stores vectors of images in Milvus and finds the most similar ones."""
+
+    address: str = setting("127.0.0.1:50052", "HOST:PORT to serve gRPC on; port 0 takes any free one.")
+    metrics_address: str = setting("127.0.0.1:9102", "HOST:PORT to serve Prometheus metrics on; port 0: any free one.")
+    milvus_uri: str = setting(
+        "var/milvus.db",
+        "A path ending in .db for Milvus Lite inside this process, or the http(s)://HOST:PORT of a Milvus.",
+    )
+    milvus_token: str = setting("", "USER:PASSWORD or API key for Milvus.", secret=True)
+    milvus_database: str = setting("", "Database in Milvus; empty for the default one.")
+    embedder: str = setting(
+        "127.0.0.1:50051", "Target of the embedding service, as gRPC names it: HOST:PORT or dns:///HOST:PORT."
+    )
+    default_timeout: float = setting(30.0, "Deadline, in seconds, of calls that come without one.", min=0.1)
+    max_image_bytes: int = setting(16 << 20, "Largest encoded image, in bytes.", min=1)
+    max_batch_items: int = setting(512, "Rows in one Upsert, ids in one Get or Delete, at most.", min=1)
+    max_top_k: int = setting(1000, "Hits of one search at most, the offset included; Milvus allows 16384.", min=1)
+    max_ef: int = setting(4096, "Largest `ef` of a search.", min=1)
+    max_filter_bytes: int = setting(16 << 10, "Largest filter, its values included, in bytes.", min=1)
+    max_filter_depth: int = setting(32, "Deepest nesting of brackets in a filter.", min=1)

@@ -1,0 +1,368 @@
+"""The store: rows of images with their vectors, in versions of collections, in Milvus Lite or a Milvus server.
+
+A collection has a name and numbered versions. Each version is a Milvus collection of its own that holds vectors of
+one space; the alias of the name points at the version that serves. A caller first asks for a version (`serving`,
+`version`), then reads and writes that very version, so a switch of the alias in between cannot mix two spaces.
+
+Every method takes `deadline`, on the scale of `time.monotonic()`, and ends by then: with its result, or with a
+`service_kit.errors.ServiceError`. Besides those named below, that is DeadlineExceeded, Unavailable, ResourceExhausted,
+FailedPrecondition or Internal, as `search_service.milvus_errors` tells. NotFound: the version was deleted meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from search_service import milvus_calls, milvus_rows
+from search_service.filters import Filter, render, string_literal
+from search_service.milvus_calls import Consistency
+from search_service.milvus_catalog import MAX_EF, Catalog
+from search_service.milvus_connection import MilvusConnection
+from search_service.milvus_exact import Nearest
+from search_service.milvus_writer import Writer
+from search_service.naming import check_id, check_tenant, primary_key
+from search_service.records import (
+    ALL_BUT_VECTOR,
+    CollectionVersion,
+    Hit,
+    OutputField,
+    Row,
+    StoredRow,
+    Vector,
+    VectorSpace,
+)
+from service_kit.errors import InvalidArgument, Unavailable
+
+# Limits of Milvus.
+MAX_TOP_K = 16_384  # offset included
+MAX_QUERIES = 1_024  # Milvus allows 16,384, but answers all of them in one message
+
+_OPEN_SECONDS = 60.0
+_DEFAULT_EF = 64
+_DEFAULT_EF_FILTERED = 256
+_BATCH_ROWS = 1_000
+_BATCH_BYTES = 16 << 20
+_IDS_PER_EXPRESSION = 500
+_PAGE_ROWS = 16_000  # Milvus Lite walks over all rows for each page; a server gives at most 16,384
+
+
+class MilvusStore(Catalog):
+    """The only door to Milvus: the catalog of collections, and their rows.
+
+    Args:
+        uri: a path ending in ".db" for Milvus Lite in this process, or http(s)://host:port of a server.
+        token: "user:password" or API key of a server. Never logged.
+        db_name: the server's database, empty for its default one.
+        connect_timeout: seconds to wait for a connection.
+        call_timeout: seconds that one attempt of a read may take, within the caller's deadline.
+        write_timeout: seconds that one attempt of a write may take, even if its caller has given up.
+        attempts: how often a call is tried before its error is given to the caller.
+        threads: the most calls at one time.
+        max_filter_bytes, max_filter_depth: limits of a caller's filter.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        token: str = "",
+        db_name: str = "",
+        connect_timeout: float = 5.0,
+        call_timeout: float = 10.0,
+        write_timeout: float = 60.0,
+        attempts: int = 4,
+        threads: int = 16,
+        max_filter_bytes: int = 65_536,
+        max_filter_depth: int = 32,
+    ) -> None:
+        connection = MilvusConnection(
+            uri,
+            token=token,
+            db_name=db_name,
+            connect_timeout=connect_timeout,
+            call_timeout=call_timeout,
+            attempts=attempts,
+            threads=threads,
+        )
+        super().__init__(connection, Writer(connection, attempt_seconds=write_timeout))
+        self._max_filter_bytes = max_filter_bytes
+        self._max_filter_depth = max_filter_depth
+
+    async def open(self, *, deadline: float) -> None:
+        """Connect and load all collections.
+
+        Raises:
+            FailedPrecondition: another process holds the file of Milvus Lite, or the address is wrong.
+        """
+        await self._connection.open(deadline)
+        try:
+            await self._load_all(deadline)
+            version = await self._connection.call(
+                "connect", lambda client, timeout: str(client.get_server_version(timeout=timeout)), deadline
+            )
+        except BaseException:
+            await self._connection.close()
+            raise
+        kind = "Milvus Lite" if self._connection.local else "Milvus"
+        self.backend = f"{kind} {version.removeprefix('milvus_lite-')}"
+
+    async def close(self) -> None:
+        """Finish the writes that run, then disconnect. For Milvus Lite this flushes, and gives the file free."""
+        await self._writer.close()
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open(deadline=time.monotonic() + _OPEN_SECONDS)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def ping(self, *, deadline: float) -> None:
+        """Prove that reading works: search one collection that serves; where there is none, list them."""
+        for name in sorted(await self._physical_names(deadline)):
+            version = await self._described(name, deadline)
+            if version is not None:
+                query = np.ones((1, version.space.dimension), dtype=np.float32)
+                search = milvus_calls.search(version, query, 1, 0, "", _DEFAULT_EF, (), "Bounded")
+                try:
+                    await self._connection.call("search", search, deadline)
+                except Unavailable:
+                    # It may have been restarted or released behind our back, and has to be loaded again.
+                    await self._load_all(deadline)
+                    await self._connection.call("search", search, deadline)
+                return
+
+    async def upsert(
+        self,
+        version: CollectionVersion,
+        space: VectorSpace,
+        rows: Sequence[Row],
+        *,
+        tenant: str = "",
+        deadline: float,
+    ) -> int:
+        """Write rows, replacing those whose ids exist entirely. Returns how many, when Milvus has acknowledged all.
+
+        Args:
+            version: where to write.
+            space: of the vectors in `rows`.
+            rows: any number, each id once. All are checked before the first is written.
+            tenant: whose rows; empty unless the collection is multi-tenant.
+
+        Raises:
+            FailedPrecondition: the vectors are of another space than the version.
+            InvalidArgument: a row that cannot be stored.
+            DeadlineExceeded, Unavailable: some rows may have been written. The same upsert again does no harm.
+        """
+        milvus_rows.check_space(version, space)
+        check_tenant(tenant, multi_tenant=version.multi_tenant)
+        if not rows:
+            return 0
+        updated_ms = time.time_ns() // 1_000_000
+        encoded = await asyncio.to_thread(milvus_rows.encode_rows, version, tenant, rows, updated_ms)
+        for batch in _batches(encoded):
+            await self._writer.write(version.physical_name, "upsert", milvus_calls.upsert(version, batch), deadline)
+        return len(encoded)
+
+    async def delete(self, version: CollectionVersion, ids: Sequence[str], *, tenant: str = "", deadline: float) -> int:
+        """Delete rows by id. Returns how many there were: ids that do not exist are no error."""
+        conditions = map(milvus_calls.id_in, _keys(version, ids, tenant))
+        return sum([await self._delete(version, condition, deadline) for condition in conditions])
+
+    async def delete_where(
+        self, version: CollectionVersion, condition: Filter, *, tenant: str = "", deadline: float
+    ) -> int:
+        """Delete the rows that a filter chooses. Returns how many. After an error some may be gone: send it again."""
+        expression = self._expression(version, condition, tenant)
+        deleted = 0
+        while count := await self._delete(version, expression, deadline):
+            deleted += count
+        return deleted
+
+    async def get(
+        self,
+        version: CollectionVersion,
+        ids: Sequence[str],
+        *,
+        output: Sequence[OutputField] = ALL_BUT_VECTOR,
+        tenant: str = "",
+        read_your_writes: bool = False,
+        deadline: float,
+    ) -> dict[str, StoredRow]:
+        """Rows by id. Ids that do not exist are left out."""
+        rows: dict[str, StoredRow] = {}
+        for keys in _keys(version, ids, tenant):
+            call = milvus_calls.get(version, keys, output, _consistency(read_your_writes))
+            rows.update((row.id, row) for row in await self._connection.call("get", call, deadline))
+        return rows
+
+    async def count(
+        self,
+        version: CollectionVersion,
+        condition: Filter | None = None,
+        *,
+        tenant: str = "",
+        read_your_writes: bool = False,
+        deadline: float,
+    ) -> int:
+        """How many rows there are, or how many of them a filter chooses."""
+        expression = self._expression(version, condition, tenant)
+        call = milvus_calls.count(version, expression, _consistency(read_your_writes))
+        return await self._connection.call("count", call, deadline)
+
+    async def scan(
+        self,
+        version: CollectionVersion,
+        condition: Filter | None = None,
+        *,
+        output: Sequence[OutputField] = ALL_BUT_VECTOR,
+        tenant: str = "",
+        page_rows: int = _PAGE_ROWS,
+        deadline: float,
+    ) -> AsyncIterator[list[StoredRow]]:
+        """All acknowledged rows, or those a filter chooses, by id, in pages. Rows written meanwhile may be missed."""
+        expression = self._expression(version, condition, tenant)
+        last = ""
+        while True:
+            after = _all_of(expression, f"id > {string_literal(last)}")
+            page = await self._connection.call("scan", milvus_calls.page(version, after, output, page_rows), deadline)
+            if page:
+                yield page
+            if len(page) < page_rows:
+                return
+            last = primary_key(page[-1].id, tenant)
+
+    async def search(
+        self,
+        version: CollectionVersion,
+        space: VectorSpace,
+        vectors: Vector,
+        *,
+        top_k: int,
+        offset: int = 0,
+        condition: Filter | None = None,
+        tenant: str = "",
+        ef: int | None = None,
+        exact: bool = False,
+        output: Sequence[OutputField] = ("attributes",),
+        read_your_writes: bool = False,
+        deadline: float,
+    ) -> list[list[Hit]]:
+        """The most similar rows to each query vector, best first.
+
+        Args:
+            version: where to search.
+            space: of `vectors`.
+            vectors: queries, float32 [nq, D], of any length but zero. Many at once cost little more than one.
+            top_k: the most hits of a query; with `offset` at most 16,384.
+            offset: how many of the best to leave out.
+            condition: only rows that this filter chooses.
+            tenant: whose rows; empty unless the collection is multi-tenant.
+            ef: breadth of the HNSW search, at most 32,768; at least top_k + offset is used. The default is 64, with a
+                filter 256, or 4 (top_k + offset) where that is more.
+            exact: compare with every row. On an HNSW index this reads all vectors from Milvus and compares them here,
+                in time and traffic proportional to the rows: no `ef` finds a row that the graph does not reach.
+            output: fields of the rows to return.
+            read_your_writes: see all writes acknowledged so far (consistency Strong: some 200 ms more on a server), and
+                not only those of a few seconds ago (Bounded). An exact search on HNSW always does.
+
+        Returns:
+            The hits of each query, at most `top_k`.
+
+        Raises:
+            FailedPrecondition: the vectors are of another space than the version.
+            InvalidArgument: vectors, numbers or a filter that are not allowed.
+        """
+        milvus_rows.check_space(version, space)
+        queries = milvus_rows.check_vectors(vectors, space.dimension)
+        _check_range("number of queries", len(queries), 1, MAX_QUERIES)
+        _check_range("top_k", top_k, 1, MAX_TOP_K)
+        _check_range("offset", offset, 0, MAX_TOP_K)
+        _check_range("top_k + offset", top_k + offset, 1, MAX_TOP_K)
+        expression = self._expression(version, condition, tenant)
+        if exact and version.index.type != "FLAT":
+            return await self._search_exactly(version, queries, top_k, offset, condition, tenant, output, deadline)
+        if ef is None:
+            ef = max(_DEFAULT_EF_FILTERED if expression else _DEFAULT_EF, 4 * (top_k + offset))
+            ef = min(ef, MAX_EF)
+        _check_range("ef", ef, 1, MAX_EF)
+        level = _consistency(read_your_writes)
+        call = milvus_calls.search(version, queries, top_k, offset, expression, max(ef, top_k + offset), output, level)
+        return await self._connection.call("search", call, deadline)
+
+    async def _search_exactly(
+        self,
+        version: CollectionVersion,
+        queries: Vector,
+        top_k: int,
+        offset: int,
+        condition: Filter | None,
+        tenant: str,
+        output: Sequence[OutputField],
+        deadline: float,
+    ) -> list[list[Hit]]:
+        nearest = Nearest(queries, top_k + offset)
+        async for page in self.scan(version, condition, output=("vector",), tenant=tenant, deadline=deadline):
+            await asyncio.to_thread(nearest.add, page)
+        found = [hits[offset:] for hits in nearest.hits()]
+        ids = list({hit.row.id for hits in found for hit in hits})
+        rows = await self.get(version, ids, output=output, tenant=tenant, read_your_writes=True, deadline=deadline)
+        return [[replace(hit, row=rows[hit.row.id]) for hit in hits if hit.row.id in rows] for hits in found]
+
+    async def _delete(self, version: CollectionVersion, expression: str, deadline: float) -> int:
+        call = milvus_calls.delete_some(version, expression)
+        return await self._writer.write(version.physical_name, "delete", call, deadline)
+
+    def _expression(self, version: CollectionVersion, condition: Filter | None, tenant: str) -> str:
+        check_tenant(tenant, multi_tenant=version.multi_tenant)
+        of_tenant = f"tenant == {string_literal(tenant)}" if tenant else ""
+        if condition is None:
+            return of_tenant
+        rendered = render(condition, max_bytes=self._max_filter_bytes, max_depth=self._max_filter_depth)
+        return _all_of(of_tenant, rendered)
+
+
+def _keys(version: CollectionVersion, ids: Sequence[str], tenant: str) -> Iterator[list[str]]:
+    """The primary keys of the rows with these ids, each once, as many at a time as go into an expression."""
+    check_tenant(tenant, multi_tenant=version.multi_tenant)
+    keys = list(dict.fromkeys(primary_key(check_id(row_id), tenant) for row_id in ids))
+    for start in range(0, len(keys), _IDS_PER_EXPRESSION):
+        yield keys[start : start + _IDS_PER_EXPRESSION]
+
+
+def _batches(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """The encoded rows, in parts that Milvus takes in one message."""
+    batch: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        row_bytes = milvus_rows.encoded_bytes(row)
+        if batch and (len(batch) == _BATCH_ROWS or size + row_bytes > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += row_bytes
+    yield batch
+
+
+def _consistency(read_your_writes: bool) -> Consistency:
+    return "Strong" if read_your_writes else "Bounded"
+
+
+def _all_of(*conditions: str) -> str:
+    """All conditions at once; empty ones are left out. Parentheses keep each one to itself."""
+    return " and ".join(f"({condition})" for condition in conditions if condition)
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise InvalidArgument(f"{name} is {value}: use {least} to {most}")

@@ -1,0 +1,127 @@
+"""The clients against a gRPC server: retries, deadlines, errors; both kinds of client alike."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from lookalike import AsyncClient, Client, LookalikeError
+from lookalike.search.v1 import search_pb2 as pb
+from lookalike.search.v1 import search_pb2_grpc
+
+
+class _Servicer(search_pb2_grpc.SearchServiceServicer):
+    """Fails each method in its own way, and counts the calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def Count(self, request, context):  # noqa: N802
+        self.calls += 1
+        if request.collection == "flaky" and self.calls <= 2:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+        if request.collection == "slow":
+            time.sleep(0.5)
+        if request.collection == "busy":
+            status = status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="the queue is full")
+            status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=3)))
+            context.abort_with_status(rpc_status.to_status(status))
+        return pb.CountResponse(count=7)
+
+    def CreateCollection(self, request, context):  # noqa: N802
+        self.calls += 1
+        if request.name == "flaky":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+        context.abort(grpc.StatusCode.ALREADY_EXISTS, f"collection {request.name} exists")
+
+    def DescribeCollection(self, request, context):  # noqa: N802
+        return pb.DescribeCollectionResponse(collection=pb.Collection(name=request.name))
+
+    def Upsert(self, request, context):  # noqa: N802
+        self.calls += 1
+        if self.calls <= 1:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+        return pb.UpsertResponse(results=[pb.UpsertResult(id=item.id) for item in request.items])
+
+
+@contextmanager
+def _serving() -> Iterator[tuple[str, _Servicer]]:
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", 64 << 20)])
+    servicer = _Servicer()
+    search_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}", servicer
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_call_is_tried_again_while_the_service_is_unavailable():
+    with _serving() as (target, servicer), Client(target) as client:
+        assert client.count("flaky") == 7
+        assert servicer.calls == 3
+
+
+async def test_a_call_of_asyncio_is_tried_again_too():
+    with _serving() as (target, servicer):
+        async with AsyncClient(target) as client:
+            assert await client.count("flaky") == 7
+        assert servicer.calls == 3
+
+
+def test_a_batch_of_many_bytes_is_tried_again_too():
+    from lookalike import Item
+
+    with _serving() as (target, servicer), Client(target) as client:
+        results = client.upsert("photos", [Item("a", image=bytes(8 << 20))])
+        assert [result.id for result in results] == ["a"]
+        assert servicer.calls == 2
+
+
+def test_creating_is_not_tried_again():
+    with _serving() as (target, servicer), Client(target) as client:
+        with pytest.raises(LookalikeError, match="UNAVAILABLE: starting"):
+            client.create_collection("flaky")
+        assert servicer.calls == 1
+
+
+def test_an_existing_collection_may_be_what_the_caller_wants():
+    with _serving() as (target, _), Client(target) as client:
+        assert client.create_collection("photos", if_not_exists=True).name == "photos"
+        with pytest.raises(LookalikeError, match="ALREADY_EXISTS: collection photos exists"):
+            client.create_collection("photos")
+
+
+def test_an_error_says_when_to_come_back():
+    with _serving() as (target, _), Client(target) as client, pytest.raises(LookalikeError) as caught:
+        client.count("busy")
+    assert (caught.value.code, caught.value.retry_after) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 3.0)
+
+
+async def test_an_error_of_asyncio_says_when_to_come_back():
+    with _serving() as (target, _):
+        async with AsyncClient(target) as client:
+            with pytest.raises(LookalikeError) as caught:
+                await client.count("busy")
+    assert (caught.value.code, caught.value.retry_after) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 3.0)
+
+
+def test_a_call_ends_at_its_deadline():
+    with _serving() as (target, _), Client(target, timeout=0.1) as client, pytest.raises(LookalikeError) as caught:
+        client.count("slow")
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_nobody_listening_is_an_error_of_a_few_seconds():
+    begun = time.monotonic()
+    with Client("127.0.0.1:1") as client, pytest.raises(LookalikeError) as caught:
+        client.count("photos")
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert time.monotonic() - begun < 10

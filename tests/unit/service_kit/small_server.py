@@ -1,0 +1,63 @@
+# ruff: noqa: N802 - the names of methods are gRPC's
+"""A small service under a real `service_kit` server. As a process: python small_server.py [FLAGS]."""
+
+import asyncio
+import sys
+
+from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from service_kit import process
+from service_kit.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
+from service_kit.server import Server
+from service_kit.settings import ServerSettings
+
+SERVICE = "lookalike.embedder.v1.EmbedderService"
+
+
+class SmallServicer(embedder_pb2_grpc.EmbedderServiceServicer):
+    """Does what the image's bytes say. `hold` is awaited by the calls that stay in flight."""
+
+    def __init__(self, hold):
+        self._hold = hold
+        self.holding = asyncio.Event()
+
+    async def GetModel(self, request, context):
+        return embedder_pb2.GetModelResponse()
+
+    async def Embed(self, request, context):
+        match request.image:
+            case b"wrong":
+                raise InvalidArgument("the image is wrong")
+            case b"full":
+                raise ResourceExhausted("the queue is full", retry_after=2.5)
+            case b"bug":
+                raise RuntimeError("secret detail")
+            case b"hold":
+                self.holding.set()
+                await self._hold()
+        return embedder_pb2.EmbedResponse(model_fingerprint="abc")
+
+    async def EmbedBatch(self, request, context):
+        return embedder_pb2.EmbedBatchResponse()
+
+    async def EmbedStream(self, request_iterator, context):
+        async for request in request_iterator:
+            if request.image == b"wrong":
+                raise Unimplemented("no streams of wrong images")
+            yield embedder_pb2.EmbedStreamResponse(correlation_id=request.correlation_id)
+
+
+async def serve(settings):
+    server = Server(settings)
+    # Calls in flight end when a line comes on the standard input.
+    servicer = SmallServicer(lambda: asyncio.to_thread(sys.stdin.readline))
+    embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)
+
+    async def check():
+        if settings.log_level == "DEBUG":
+            raise FailedPrecondition("never ready")
+
+    return await server.run([SERVICE], check)
+
+
+if __name__ == "__main__":
+    sys.exit(process.run(ServerSettings, "SMALL", serve))

@@ -1,0 +1,288 @@
+"""The life cycle of a real server on loopback, and what its interceptor does around every call."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import urllib.request
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+from prometheus_client import REGISTRY
+from small_server import SERVICE, SmallServicer
+
+from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from service_kit.server import Server
+from service_kit.settings import ServerSettings
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Running:
+    """A server in this process, its servicer and a channel to it."""
+
+    def __init__(self, address, metrics, task, servicer, channel, release):
+        self.address = address
+        self.metrics = metrics
+        self.task = task
+        self.servicer = servicer
+        self.release = release
+        self.stub = embedder_pb2_grpc.EmbedderServiceStub(channel)
+        self.health = health_pb2_grpc.HealthStub(channel)
+        self.reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+    async def embed(self, image):
+        return await self.stub.Embed(embedder_pb2.EmbedRequest(image=image))
+
+    async def stop(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return await self.task
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def ready():
+    pass
+
+
+@pytest.fixture
+async def start():
+    @asynccontextmanager
+    async def start(check=ready, **settings):
+        address, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        settings = {"drain_delay": 0.0, "readiness_interval": 0.1, "grace": 5.0, **settings}
+        server = Server(ServerSettings(address=address, metrics_address=metrics, **settings))
+        release = asyncio.Event()
+        servicer = SmallServicer(release.wait)
+        embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)
+        task = asyncio.create_task(server.run([SERVICE], check))
+        async with grpc.aio.insecure_channel(address) as channel:
+            await asyncio.wait_for(channel.channel_ready(), 10)
+            running = Running(address, metrics, task, servicer, channel, release)
+            yield running
+            if not task.done():
+                assert await running.stop() == 0
+
+    return start
+
+
+def watch(running, service=""):
+    """Returns a function that awaits the next change of a service's health."""
+    stream = running.health.Watch(health_pb2.HealthCheckRequest(service=service))
+
+    async def status():
+        return (await asyncio.wait_for(stream.read(), 10)).status
+
+    return status
+
+
+async def code_of(call):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+async def test_health_follows_the_check(start, service):
+    broken = True
+
+    async def check():
+        if broken:
+            raise RuntimeError("no model")
+
+    async with start(check) as running:
+        status = watch(running, service)
+        assert await status() == NOT_SERVING
+        broken = False
+        assert await status() == SERVING
+        broken = True
+        assert await status() == NOT_SERVING
+        broken = False
+        assert await status() == SERVING
+
+
+async def test_a_check_that_never_ends_counts_as_failed(start):
+    hanging = False
+
+    async def check():
+        if hanging:
+            await asyncio.Event().wait()
+
+    async with start(check) as running:
+        status = watch(running)
+        while await status() != SERVING:
+            pass
+        hanging = True
+        assert await status() == NOT_SERVING
+
+
+async def test_the_address_file_appears_when_the_server_is_ready_and_goes_when_it_stops(start, tmp_path):
+    path = tmp_path / "address.json"
+    broken = True
+
+    async def check():
+        if broken:
+            raise RuntimeError("no model")
+
+    async with start(check, address_file=path) as running:
+        status = watch(running)
+        assert await status() == NOT_SERVING
+        assert not path.exists()
+        broken = False
+        assert await status() == SERVING
+        assert await running.embed(b"ok")
+        assert json.loads(path.read_text()) == {"grpc": running.address, "metrics": running.metrics}
+    assert not path.exists()
+
+
+async def test_a_call_in_flight_finishes_after_sigterm(start):
+    async with start(drain_delay=0.05) as running:
+        status = watch(running)
+        while await status() != SERVING:
+            pass
+        call = asyncio.create_task(running.embed(b"hold"))
+        await running.servicer.holding.wait()
+        stopping = asyncio.create_task(running.stop())
+        assert await status() == NOT_SERVING  # told before calls are refused
+        running.release.set()
+        assert (await call).model_fingerprint == "abc"
+        assert await stopping == 0
+
+
+async def test_a_call_that_outlasts_the_grace_is_cut_off(start):
+    async with start(grace=0.05) as running:
+        call = asyncio.create_task(running.embed(b"hold"))
+        await running.servicer.holding.wait()
+        assert await running.stop() == 0
+        assert (await code_of(call)).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+
+
+async def test_a_second_signal_cuts_the_drain_delay_short(start):
+    async with start(drain_delay=3600.0) as running:
+        status = watch(running)
+        while await status() != SERVING:
+            pass
+        stopping = asyncio.create_task(running.stop())
+        assert await status() == NOT_SERVING
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await asyncio.wait_for(stopping, 10) == 0
+
+
+async def test_reflection_lists_the_services(start):
+    async with start() as running:
+        call = running.reflection.ServerReflectionInfo()
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        names = {service.name for service in (await call.read()).list_services_response.service}
+        call.cancel()
+        assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+async def test_reflection_can_be_switched_off(start):
+    async with start(reflection=False) as running:
+        call = running.reflection.ServerReflectionInfo()
+        error = await code_of(call.read())
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_port_in_use_is_named(start):
+    async with start() as running:
+        other = Server(ServerSettings(address=running.address))
+        with pytest.raises(OSError, match=f"cannot serve on {running.address}: the port is in use"):
+            await other.run([SERVICE], ready)
+
+
+async def test_a_metrics_port_in_use_is_named(start):
+    async with start() as running:
+        other = Server(ServerSettings(metrics_address=running.metrics))
+        with pytest.raises(OSError, match=f"cannot serve metrics on {running.metrics}: Address already in use"):
+            await other.run([SERVICE], ready)
+
+
+async def test_a_service_error_becomes_its_code_and_message(start):
+    async with start() as running:
+        error = await code_of(running.embed(b"wrong"))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.details() == "the image is wrong"
+
+
+async def test_a_full_queue_says_when_to_try_again(start):
+    async with start() as running:
+        call = running.stub.Embed(embedder_pb2.EmbedRequest(image=b"full"))
+        assert (await code_of(call)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        status = await rpc_status.aio.from_call(call)
+        info = error_details_pb2.RetryInfo()
+        assert status.details[0].Unpack(info)
+        assert info.retry_delay.ToNanoseconds() == 2_500_000_000
+
+
+async def test_an_unknown_exception_is_internal_and_its_text_stays_in_the_log(start, caplog):
+    async with start() as running:
+        error = await code_of(running.embed(b"bug"))
+        assert error.code() is grpc.StatusCode.INTERNAL
+        assert "secret" not in error.details()
+        assert "secret detail" in caplog.text
+
+
+async def test_an_error_within_a_stream_becomes_its_code_after_the_responses_before_it(start):
+    async with start() as running:
+        requests = [
+            embedder_pb2.EmbedStreamRequest(correlation_id="1", image=b"ok"),
+            embedder_pb2.EmbedStreamRequest(correlation_id="2", image=b"wrong"),
+        ]
+        call = running.stub.EmbedStream(iter(requests))
+        assert (await call.read()).correlation_id == "1"
+        assert (await code_of(call.read())).code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def sample(name, **labels):
+    return REGISTRY.get_sample_value(name, {"grpc_service": SERVICE, **labels}) or 0.0
+
+
+@pytest.mark.parametrize(
+    ("image", "code"),
+    [(b"ok", "OK"), (b"wrong", "InvalidArgument"), (b"full", "ResourceExhausted"), (b"bug", "Internal")],
+)
+async def test_calls_are_counted_by_method_and_code(start, image, code):
+    def counts():
+        return (
+            sample("grpc_server_started_total", grpc_method="Embed"),
+            sample("grpc_server_handled_total", grpc_method="Embed", grpc_code=code),
+            sample("grpc_server_handling_seconds_count", grpc_method="Embed"),
+        )
+
+    before = counts()
+    async with start() as running:
+        await asyncio.gather(running.embed(image), return_exceptions=True)
+    assert counts() == tuple(count + 1 for count in before)
+
+
+async def test_a_call_that_its_caller_cancels_is_counted_as_cancelled(start):
+    def count():
+        return sample("grpc_server_handled_total", grpc_method="Embed", grpc_code="Cancelled")
+
+    before = count()
+    async with start() as running:
+        call = asyncio.create_task(running.embed(b"hold"))
+        await running.servicer.holding.wait()
+        call.cancel()
+    assert count() == before + 1
+
+
+async def test_metrics_are_served_over_http(start):
+    async with start() as running:
+        await running.embed(b"ok")
+        page = await asyncio.to_thread(
+            lambda: urllib.request.urlopen(f"http://{running.metrics}/metrics").read().decode()
+        )
+    assert f'grpc_server_handled_total{{grpc_code="OK",grpc_method="Embed",grpc_service="{SERVICE}"}}' in page

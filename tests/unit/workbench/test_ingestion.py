@@ -1,0 +1,154 @@
+"""Ingestion against a service that is busy, broken or picky: nothing is lost, and everything is counted once."""
+
+from collections import Counter
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from lookalike import AsyncClient, LookalikeError
+from lookalike.search.v1 import search_pb2 as pb
+from lookalike.search.v1 import search_pb2_grpc
+from workbench import ingest as ingestion
+from workbench.images import find_images
+from workbench.ingest import ingest
+
+_STORED, _UNCHANGED, _FAILED = pb.UPSERT_OUTCOME_STORED, pb.UPSERT_OUTCOME_UNCHANGED, pb.UPSERT_OUTCOME_FAILED
+
+
+class _Servicer(search_pb2_grpc.SearchServiceServicer):
+    """Takes rows; what it does with one is told by the row's id, and how often it has seen it."""
+
+    def __init__(self, call_error=None):
+        self.seen = Counter()
+        self.batches = []
+        self.items = {}
+        self._call_error = call_error
+
+    async def DescribeCollection(self, request, context):  # noqa: N802
+        if request.name == "missing":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no collection missing")
+        limits = pb.Limits(max_image_bytes=1000, max_batch_items=4, max_message_bytes=4000)
+        return pb.DescribeCollectionResponse(collection=pb.Collection(name=request.name), limits=limits)
+
+    async def Upsert(self, request, context):  # noqa: N802
+        self.batches.append([item.id for item in request.items])
+        if self._call_error:
+            await context.abort(self._call_error, "not today")
+        assert request.if_content_changed
+        return pb.UpsertResponse(results=[self._store(item) for item in request.items])
+
+    def _store(self, item):
+        self.seen[item.id] += 1
+        self.items[item.id] = item
+        if "bad" in item.id:
+            return self._failed(item.id, grpc.StatusCode.INVALID_ARGUMENT)
+        if "busy" in item.id and self.seen[item.id] < 3:
+            return self._failed(item.id, grpc.StatusCode.RESOURCE_EXHAUSTED)
+        if "hopeless" in item.id:
+            return self._failed(item.id, grpc.StatusCode.UNAVAILABLE)
+        return pb.UpsertResult(id=item.id, outcome=_UNCHANGED if "old" in item.id else _STORED)
+
+    def _failed(self, id, code):
+        error = status_pb2.Status(code=code.value[0], message=f"no {id}")
+        error.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(nanos=1_000_000)))
+        return pb.UpsertResult(id=id, outcome=_FAILED, error=error)
+
+
+@asynccontextmanager
+async def _client(servicer):
+    server = grpc.aio.server()
+    search_pb2_grpc.add_SearchServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with AsyncClient(f"127.0.0.1:{port}") as client:
+            yield client
+    finally:
+        await server.stop(None)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr(ingestion, "_PAUSES", (0.01, 0.01, 0.01))
+
+
+def _files(root, *names, size=10):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+    return find_images(root)
+
+
+async def test_the_numbers_add_up_and_every_failure_has_a_reason(tmp_path):
+    names = [f"cats/{kind}{number}.jpg" for kind in ("new", "old", "bad", "busy", "hopeless") for number in range(3)]
+    files = _files(tmp_path, *names)
+    steps = []
+    servicer = _Servicer()
+    async with _client(servicer) as client:
+        report = await ingest(client, "photos", files, on_progress=lambda done, failed: steps.append((done, failed)))
+    assert (report.found, report.stored, report.unchanged) == (15, 6, 3)
+    assert report.found == report.stored + report.unchanged + len(report.failures)
+    assert {failure.id: failure.reason for failure in report.failures} == {
+        **{f"cats/bad{n}.jpg": f"INVALID_ARGUMENT: no cats/bad{n}.jpg" for n in range(3)},
+        **{f"cats/hopeless{n}.jpg": f"UNAVAILABLE: no cats/hopeless{n}.jpg" for n in range(3)},
+    }
+    assert (sum(done for done, _ in steps), sum(failed for _, failed in steps)) == (15, 6)
+    assert servicer.seen["cats/bad0.jpg"] == 1, "what cannot succeed is not tried again"
+    assert servicer.seen["cats/busy0.jpg"] == 3
+    assert servicer.seen["cats/new0.jpg"] == 1, "what is stored is not sent again"
+
+
+async def test_rows_say_where_they_come_from(tmp_path):
+    servicer = _Servicer()
+    async with _client(servicer) as client:
+        await ingest(client, "photos", _files(tmp_path, "cats/a.jpg"))
+    item = servicer.items["cats/a.jpg"]
+    assert item.source == str((tmp_path / "cats/a.jpg").resolve())
+    assert item.attributes["class"].string_value == "cats"
+
+
+async def test_batches_keep_to_the_limits_of_the_service(tmp_path):
+    servicer = _Servicer()
+    async with _client(servicer) as client:
+        await ingest(client, "photos", _files(tmp_path / "small", *(f"{n}.jpg" for n in range(10))), batch=32)
+        assert sorted(map(len, servicer.batches)) == [2, 4, 4]
+        servicer.batches.clear()
+        await ingest(client, "photos", _files(tmp_path / "large", *(f"{n}.jpg" for n in range(4)), size=900))
+        assert sorted(map(len, servicer.batches)) == [2, 2]
+
+
+async def test_files_that_cannot_be_sent_fail_alone(tmp_path):
+    files = _files(tmp_path, "a.jpg", "gone.jpg")
+    (tmp_path / "gone.jpg").unlink()
+    large = _files(tmp_path / "large", "b.jpg", size=1001)
+    async with _client(_Servicer()) as client:
+        report = await ingest(client, "photos", [*files, *large])
+    assert report.stored == 1
+    assert {failure.id: failure.reason for failure in report.failures} == {
+        "gone.jpg": "cannot be read: No such file or directory",
+        "b.jpg": "has 1,001 bytes; the service takes 1,000 at most",
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "attempts"), [(grpc.StatusCode.FAILED_PRECONDITION, 1), (grpc.StatusCode.RESOURCE_EXHAUSTED, 4)]
+)
+async def test_when_whole_calls_fail_the_rest_is_not_sent_but_counted(tmp_path, code, attempts):
+    files = _files(tmp_path, *(f"{n:02}.jpg" for n in range(20)))
+    servicer = _Servicer(call_error=code)
+    async with _client(servicer) as client:
+        report = await ingest(client, "photos", files, concurrency=1)
+    assert servicer.batches == [["00.jpg", "01.jpg", "02.jpg", "03.jpg"]] * attempts
+    assert (report.stored, report.unchanged, len(report.failures)) == (0, 0, 20)
+    assert report.failures[0].reason == f"{code.name}: not today"
+    assert report.failures[-1].reason == f"not sent after {code.name}: not today"
+
+
+async def test_a_collection_that_is_not_there_is_an_error(tmp_path):
+    async with _client(_Servicer()) as client:
+        with pytest.raises(LookalikeError, match="NOT_FOUND: no collection missing"):
+            await ingest(client, "missing", _files(tmp_path, "a.jpg"))

@@ -1,0 +1,118 @@
+"""Gets a model bundle that was built from certain images: the one that is there if it is that, else a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from embedder_service.model.bundle import Bundle, images_digest, load
+from embedder_service.model.weights import WeightsUnavailable
+from service_kit.errors import FailedPrecondition
+from workbench.errors import CommandError
+from workbench.images import ImageFile
+from workbench.progress import progress
+
+# Its ImageNet weights come as a package, so that it can be built where nothing can be downloaded.
+FALLBACK_BACKBONE = "efficientnet_lite0"
+_IMAGENET = "imagenet"
+_MOST_IMAGES = 10_000
+_SEED = 101
+_LEAST_IMAGES = 3  # PCA of n images has n - 1 dimensions, and a vector needs two
+
+
+def ensure_bundle(
+    path: Path, files: Sequence[ImageFile], *, backbone: str = "resnet50", weights: str = _IMAGENET, dims: int = 150
+) -> Bundle:
+    """Returns the bundle at `path` if it was built from these images in this way, or builds it there.
+
+    ImageNet weights that cannot be had make it say so and use the fallback backbone.
+
+    Args:
+        files: the images; fewer than `dims` + 1 lower the number of dimensions.
+        weights: "imagenet", or the path of a weights file.
+
+    Raises:
+        CommandError: there are too few images.
+        ServiceError: the bundle cannot be built.
+    """
+    if len(files) < _LEAST_IMAGES:
+        raise CommandError(f"{len(files)} images are too few to build a model with: give at least {_LEAST_IMAGES}")
+    if dims > len(files) - 1:
+        print(f"  {len(files)} images allow {len(files) - 1} dimensions instead of {dims}.")
+        dims = len(files) - 1
+    files = _sample(files)
+    existing = _existing(path)
+    if existing and weights == _IMAGENET and _fits(existing, files, backbone, dims):
+        print(f"  The one in {path} was built from these images with {backbone}: taking it.")
+        return existing
+    return _build(path, files, backbone, weights, dims)
+
+
+def _build(path: Path, files: Sequence[ImageFile], backbone: str, weights: str, dims: int) -> Bundle:
+    from embedder_service.model.build import build  # with TensorFlow: only when there is something to build
+
+    try:
+        with _Stages() as stages:
+            built = build(backbone, weights, [file.path for file in files], dims, path, stages.show)
+    except WeightsUnavailable as error:
+        if weights != _IMAGENET or backbone == FALLBACK_BACKBONE:
+            raise
+        print(f"  {error.message}. Taking {FALLBACK_BACKBONE}, whose weights are installed here.", flush=True)
+        return ensure_bundle(path, files, backbone=FALLBACK_BACKBONE, dims=dims)
+    if built.skipped:
+        print(f"  {len(built.skipped)} images could not be read and were left out, {built.skipped[0].path} for one.")
+    return built.bundle
+
+
+class _Stages:
+    """Shows each stage of a build with a progress bar of its own."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Is called by the build, as it goes on."""
+        if stage != self._stage:
+            self._open.close()
+            self._stage = stage
+            self._bar = self._open.enter_context(progress(stage[:1].upper() + stage[1:], total, "steps"))
+        self._bar.advance(done - self._bar.done)
+
+
+def _sample(files: Sequence[ImageFile]) -> Sequence[ImageFile]:
+    """Returns the images that PCA is fitted on: all, or a random sample, the same every time."""
+    if len(files) <= _MOST_IMAGES:
+        return files
+    print(f"  {_MOST_IMAGES:,} of the images, chosen at random, are enough for it.")
+    return [files[index] for index in np.random.default_rng(_SEED).choice(len(files), _MOST_IMAGES, replace=False)]
+
+
+def _existing(path: Path) -> Bundle | None:
+    try:
+        return load(path)
+    except FailedPrecondition:  # none, or one of another version: built anew
+        return None
+
+
+def _fits(bundle: Bundle, files: Sequence[ImageFile], backbone: str, dims: int) -> bool:
+    manifest = bundle.manifest
+    return (
+        manifest.backbone == backbone
+        and manifest.weights.source == _IMAGENET
+        and manifest.dims == dims
+        and manifest.images_digest == images_digest(file.path for file in files)
+    )

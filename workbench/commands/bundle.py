@@ -1,0 +1,154 @@
+"""`lookalike bundle`: builds a model bundle, shows one, and proves that one works here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedder_service.model.backbones import BACKBONES, DEFAULT
+
+if TYPE_CHECKING:
+    from embedder_service.model.bundle import Bundle
+    from embedder_service.model.features import Progress
+    from embedder_service.model.manifest import Manifest
+
+# Float32 on another machine or by another library: the last bits differ, no more.
+_MOST_LOSS = 1e-4
+
+
+def register(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser("bundle", help="build, show or verify a model bundle")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _register_build(actions)
+    for name, run, text in (
+        ("show", _show, "print what a bundle is made of"),
+        ("verify", _verify, "check a bundle's files, and that it gives here the vectors it gave where it was built"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        action.add_argument("bundle", type=Path, metavar="DIR", help="the bundle")
+        action.set_defaults(run=run)
+
+
+def _register_build(actions: Any) -> None:
+    parser = actions.add_parser(
+        "build",
+        help="build a bundle",
+        description="Builds a model bundle: a network with its weights, and a PCA fitted on the images of a folder.",
+    )
+    parser.add_argument(
+        "--backbone", default=DEFAULT, choices=BACKBONES, metavar="NAME", help=f"{', '.join(BACKBONES)} ({DEFAULT})"
+    )
+    parser.add_argument(
+        "--weights",
+        default="imagenet",
+        metavar="WHICH",
+        help="imagenet, the path of a weights file, or random, which is for tests alone (default: %(default)s)",
+    )
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="images to fit the PCA on")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="NAME", help="folder in DIR to leave out; may be repeated"
+    )
+    parser.add_argument(
+        "--dims", type=int, default=150, metavar="N", help="dimensions after PCA; 0 for no PCA (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to put the bundle")
+    parser.set_defaults(run=_build)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from embedder_service.model.build import build
+    from workbench.images import find_images
+
+    paths = [file.path for file in find_images(args.images, exclude=args.exclude)]
+    with _stages() as show:
+        built = build(args.backbone, args.weights, paths, args.dims or None, args.out, show)
+    for skipped in built.skipped:
+        print(f"left out {skipped.path}: {skipped.reason}")
+    print(_describe(built.bundle))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from embedder_service.model.bundle import load
+
+    print(_describe(load(args.bundle)))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from embedder_service.model.bundle import load
+
+    bundle = load(args.bundle)
+    bundle.verify_checksums()
+    print("checksums   all files are as they were built")
+    runtimes = ["openvino"] + ["tensorflow"] * (importlib.util.find_spec("tensorflow") is not None)
+    losses = {name: _loss(bundle, name) for name in runtimes}
+    for name, loss in losses.items():
+        print(f"{name:<11} cosine to the vector in the manifest: {1 - loss:.6f}, {_verdict(loss)}")
+    return 0 if all(loss <= _MOST_LOSS for loss in losses.values()) else 1
+
+
+def _verdict(loss: float) -> str:
+    return "as it should be" if loss <= _MOST_LOSS else f"WRONG: it should be at least {1 - _MOST_LOSS}"
+
+
+def _loss(bundle: Bundle, name: str) -> float:
+    """1 - cosine similarity between the pattern's embedding here and the one in the manifest."""
+    import numpy as np
+
+    from embedder_service.model.bundle import pattern_image
+    from embedder_service.runtimes import load_runtime
+
+    taken = bundle.manifest.input
+    runtime = load_runtime(bundle, name)
+    vector = runtime.run(pattern_image(taken.height, taken.width))[0]
+    runtime.close()
+    expected = np.asarray(bundle.manifest.pattern_vector)
+    return 1.0 - float(np.dot(vector, expected) / np.linalg.norm(expected))
+
+
+def _describe(bundle: Bundle) -> str:
+    rows = _rows(bundle.manifest)
+    return "\n".join(f"{name:<20}{value}" for name, value in [("bundle", str(bundle.path)), *rows])
+
+
+def _rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    backbone, taken, pca = BACKBONES.get(manifest.backbone), manifest.input, manifest.pca
+    yield "fingerprint", manifest.fingerprint
+    yield "backbone", manifest.backbone + (f", {backbone.parameters:,} parameters" if backbone else "")
+    meaning = ": FOR TESTS ALONE, its vectors mean nothing" if manifest.random else ""
+    yield "weights", f"{manifest.weights.source}{meaning} (SHA-256 {manifest.weights.sha256})"
+    yield "input", f"{taken.height}x{taken.width}, {taken.resize}, preprocessing {taken.preprocessing!r}"
+    yield "features", f"{manifest.features}, {manifest.pooling} pooling, {manifest.normalisation} normalisation"
+    if pca:
+        yield "PCA", f"{pca.dims} dimensions keep {pca.explained_variance_ratio:.1%} of the variance"
+        yield "", f"fitted on {pca.images:,} images"
+    else:
+        yield "PCA", "none"
+    yield "dimensions", str(manifest.dims)
+    for name, measured in manifest.precisions.items():
+        loss = f"mean {measured.mean_loss:.1e}, worst {measured.max_loss:.1e}"
+        yield f"loss of {name}", f"{loss} (1 - cosine to float32, {measured.images} images)"
+    yield "built with", ", ".join(f"{tool} {version}" for tool, version in manifest.built_with.items())
+
+
+@contextmanager
+def _stages() -> Iterator[Progress]:
+    """Shows each stage of a build with a progress bar, or lines, of its own."""
+    from workbench.progress import progress
+
+    bars: dict[str, Any] = {}
+    with ExitStack() as current:
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                current.close()
+                bars[stage] = current.enter_context(progress(stage, total, "steps"))
+            bars[stage].advance(done - bars[stage].done)
+
+        yield show

@@ -1,0 +1,55 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DEFAULT_TARGET = "127.0.0.1:50052"
+DEFAULT_DATA_DIR = Path("var")
+
+
+def positive(text: str) -> int:
+    """Parses a positive integer."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Adds the address of the search service."""
+    parser.add_argument(
+        "--target", default=DEFAULT_TARGET, metavar="HOST:PORT", help="the search service (default: %(default)s)"
+    )
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """Adds the directory that commands keep their things in."""
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=DEFAULT_DATA_DIR,
+        metavar="DIR",
+        help="where bundles, databases, logs and reports go (default: %(default)s)",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds what a model is built from."""
+    parser.add_argument("--backbone", default="resnet50", help="network to embed with (default: %(default)s)")
+    parser.add_argument(
+        "--weights", default="imagenet", help="imagenet, or the path of a weights file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dims", type=positive, default=150, metavar="N", help="dimensions after PCA (default: %(default)s)"
+    )
+
+
+def add_ingestion(parser: argparse.ArgumentParser) -> None:
+    """Adds how images are sent."""
+    parser.add_argument(
+        "--batch", type=positive, default=32, metavar="N", help="images in one call (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--concurrency", type=positive, default=4, metavar="N", help="calls at the same time (default: %(default)s)"
+    )

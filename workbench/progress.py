@@ -1,0 +1,81 @@
+"""Progress of work that takes more than two seconds: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress:
+    """How far a piece of work is.
+
+    Args:
+        total: how much there is to do, in `unit`.
+        unit: what is counted, in the plural: "images".
+        show: called after every change.
+    """
+
+    def __init__(self, total: float, unit: str, show: Callable[[Progress], None]) -> None:
+        self.total, self.done, self.failed = total, 0.0, 0
+        self._unit, self._show, self._started = unit, show, time.monotonic()
+
+    def advance(self, amount: float = 1, failed: int = 0) -> None:
+        """Adds `amount` to what is done; `failed` of it did not succeed."""
+        self.done += amount
+        self.failed += failed
+        self._show(self)
+
+    def __str__(self) -> str:
+        seconds = time.monotonic() - self._started
+        rate = self.done / seconds if seconds > 0 else 0.0
+        parts = [f"{self.done:,.0f}/{self.total:,.0f} {self._unit}", f"{rate:,.{0 if rate >= 10 else 1}f}/s"]
+        if self.done >= self.total:
+            parts.append(f"{seconds:.1f} s")
+        elif rate > 0:
+            parts.append(f"{(self.total - self.done) / rate:,.0f} s left")
+        if self.failed:
+            parts.append(f"{self.failed:,} failed")
+        return ", ".join(parts)
+
+
+@contextmanager
+def progress(what: str, total: float, unit: str) -> Iterator[Progress]:
+    """Shows the progress of `what` on standard error for as long as the context lasts.
+
+    >>> with progress("Reading", len(files), "files") as bar:
+    ...     for file in files:
+    ...         file.read_bytes()
+    ...         bar.advance()
+    """
+    with (_bar if sys.stderr.isatty() else _lines)(what, total, unit) as shown:
+        yield shown
+
+
+@contextmanager
+def _bar(what: str, total: float, unit: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
+    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, status="")
+        yield Progress(total, unit, lambda now: bar.update(task, completed=now.done, status=str(now)))
+
+
+@contextmanager
+def _lines(what: str, total: float, unit: str) -> Iterator[Progress]:
+    printed = time.monotonic()
+
+    def show(now: Progress) -> None:
+        nonlocal printed
+        finished = now.done >= now.total
+        if finished or time.monotonic() - printed >= _SECONDS_BETWEEN_LINES:
+            printed = time.monotonic()
+            print(f"  {what}: {now}", file=sys.stderr, flush=True)
+
+    yield Progress(total, unit, show)
