@@ -30,8 +30,8 @@ DEFAULT_MAX_PIXELS = 50_000_000
 # Of WEBP and TIFF, Pillow itself refuses more than twice its `MAX_IMAGE_PIXELS`.
 _PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or DEFAULT_MAX_PIXELS)
 
-# It also remarks on every oddity in a file. Errors are raised; the rest is noise, with which no caller should be able to
-# fill a log.
+# It also remarks on every oddity in a file. Errors are raised; the rest is noise, and no caller should be able to fill
+# a log with it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 FILTERS = {

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from pymilvus import MilvusClient
 
-from search_service import milvus_local
+from search_service import metrics, milvus_local
 from search_service.milvus_errors import Failure, translate
 from service_kit.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 
@@ -27,11 +27,16 @@ T = TypeVar("T")
 Client = Any
 Call = Callable[[Client, float], T]
 
+_UPSTREAM = "milvus"
 _FIRST_BACKOFF_SECONDS = 0.2
 _LONGEST_BACKOFF_SECONDS = 5.0
 
-# It logs each failed call with a stack trace and the caller's filter. Callers get all failures as errors.
-logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL)
+# By default gRPC waits up to two minutes before it tries again to reach a server that was down.
+_GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1_000}
+
+# They log each failed call with a stack trace, and with the caller's filter. Callers get all failures as errors.
+for _name in ("pymilvus.decorators", "pymilvus.client.connection_manager"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class _Failed(Exception):
@@ -71,7 +76,9 @@ class MilvusConnection:
         """Connect. Raises FailedPrecondition (wrong address, file in use), Unavailable or DeadlineExceeded."""
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="milvus")
         try:
-            self._client = await self.call("connect", self._connect, deadline)
+            # Milvus Lite may have to recover a file first, and must not be opened twice meanwhile.
+            remaining = deadline - time.monotonic()
+            self._client = await self.call("connect", self._connect, deadline, attempt_seconds=remaining)
         except BaseException:
             await self.close()
             raise
@@ -100,6 +107,10 @@ class MilvusConnection:
         Raises:
             ServiceError: as `search_service.milvus_errors` tells.
         """
+        with metrics.upstream(_UPSTREAM, operation):
+            return await self._retried(operation, call, deadline, attempt_seconds)
+
+    async def _retried(self, operation: str, call: Call[T], deadline: float, attempt_seconds: float | None) -> T:
         for attempt in range(1, self._attempts + 1):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -113,6 +124,7 @@ class MilvusConnection:
                 last = attempt == self._attempts or time.monotonic() + pause >= deadline
                 if last or not failed.failure.retriable:
                     raise failed.failure.error from failed.__cause__
+            metrics.RETRIES.labels(_UPSTREAM).inc()
             await asyncio.sleep(pause)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -143,6 +155,7 @@ class MilvusConnection:
                 timeout=min(timeout, self._connect_timeout),
                 # A shared connection would outlive its client.
                 dedicated=True,
+                grpc_options=_GRPC_OPTIONS,
             )
         except Exception as error:
             if self.local:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from embedder_service.model.backbones import DEFAULT
 from embedder_service.model.bundle import Bundle, images_digest, load
 from embedder_service.model.weights import WeightsUnavailable
 from service_kit.errors import FailedPrecondition
 from workbench.errors import CommandError
 from workbench.images import ImageFile
-from workbench.progress import progress
+from workbench.progress import stages
 
 # Its ImageNet weights come as a package, so that it can be built where nothing can be downloaded.
 FALLBACK_BACKBONE = "efficientnet_lite0"
@@ -26,7 +24,7 @@ _LEAST_IMAGES = 3  # PCA of n images has n - 1 dimensions, and a vector needs tw
 
 
 def ensure_bundle(
-    path: Path, files: Sequence[ImageFile], *, backbone: str = "resnet50", weights: str = _IMAGENET, dims: int = 150
+    path: Path, files: Sequence[ImageFile], *, backbone: str = DEFAULT, weights: str = _IMAGENET, dims: int = 150
 ) -> Bundle:
     """Returns the bundle at `path` if it was built from these images in this way, or builds it there.
 
@@ -57,40 +55,16 @@ def _build(path: Path, files: Sequence[ImageFile], backbone: str, weights: str, 
     from embedder_service.model.build import build  # with TensorFlow: only when there is something to build
 
     try:
-        with _Stages() as stages:
-            built = build(backbone, weights, [file.path for file in files], dims, path, stages.show)
+        with stages() as show:
+            built = build(backbone, weights, [file.path for file in files], dims, path, show)
     except WeightsUnavailable as error:
         if weights != _IMAGENET or backbone == FALLBACK_BACKBONE:
             raise
         print(f"  {error.message}. Taking {FALLBACK_BACKBONE}, whose weights are installed here.", flush=True)
         return ensure_bundle(path, files, backbone=FALLBACK_BACKBONE, dims=dims)
     if built.skipped:
-        print(f"  {len(built.skipped)} images could not be read and were left out, {built.skipped[0].path} for one.")
+        print(f"  Left out what cannot be read: {len(built.skipped)} of the images, such as {built.skipped[0].path}.")
     return built.bundle
-
-
-class _Stages:
-    """Shows each stage of a build with a progress bar of its own."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._open = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.close()
-
-    def show(self, stage: str, done: int, total: int) -> None:
-        """Is called by the build, as it goes on."""
-        if stage != self._stage:
-            self._open.close()
-            self._stage = stage
-            self._bar = self._open.enter_context(progress(stage[:1].upper() + stage[1:], total, "steps"))
-        self._bar.advance(done - self._bar.done)
 
 
 def _sample(files: Sequence[ImageFile]) -> Sequence[ImageFile]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from embedder_service.model.backbones import BACKBONES, DEFAULT
+
 DEFAULT_TARGET = "127.0.0.1:50052"
 DEFAULT_DATA_DIR = Path("var")
 
@@ -36,9 +38,14 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds what a model is built from."""
-    parser.add_argument("--backbone", default="resnet50", help="network to embed with (default: %(default)s)")
     parser.add_argument(
-        "--weights", default="imagenet", help="imagenet, or the path of a weights file (default: %(default)s)"
+        "--backbone", default=DEFAULT, choices=BACKBONES, metavar="NAME", help=f"{', '.join(BACKBONES)} ({DEFAULT})"
+    )
+    parser.add_argument(
+        "--weights",
+        default="imagenet",
+        metavar="WHICH",
+        help="imagenet, or the path of a weights file (default: %(default)s)",
     )
     parser.add_argument(
         "--dims", type=positive, default=150, metavar="N", help="dimensions after PCA (default: %(default)s)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -51,8 +51,27 @@ def progress(what: str, total: float, unit: str) -> Iterator[Progress]:
     ...         file.read_bytes()
     ...         bar.advance()
     """
+    what = what[:1].upper() + what[1:]
     with (_bar if sys.stderr.isatty() else _lines)(what, total, unit) as shown:
         yield shown
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows the progress of work that goes through stages, one after the other, each with a bar of its own.
+
+    Yields a function to call with the name of the stage, the steps done and the steps that there are.
+    """
+    with ExitStack() as current:
+        bars: dict[str, Progress] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                current.close()
+                bars[stage] = current.enter_context(progress(stage, total, "steps"))
+            bars[stage].advance(done - bars[stage].done)
+
+        yield show
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -57,7 +58,8 @@ class ServerProcess:
     ) -> None:
         self.name = name
         self.log = directory / f"{name}.log"
-        self._address_file = directory / f"{name}.json"
+        # The process id keeps apart those who share a directory: nobody must take another one's server for its own.
+        self._address_file = directory / f"{name}.{os.getpid()}.json"
         self._command = [sys.executable, "-m", module, *arguments]
         # No drain delay: no load balancer has to notice that the server is going.
         self._command += ["--address-file", str(self._address_file), "--drain-delay", "0"]
@@ -84,6 +86,11 @@ class ServerProcess:
         code = self._stop()
         if code != 0 and error is None:
             raise CommandError(f"the {self.name} ended with exit code {code} instead of 0; {self._end_of_log()}")
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
 
     def check(self, wait: float = 0.0) -> None:
         """Raises CommandError if the server has ended, or ends within `wait` seconds."""

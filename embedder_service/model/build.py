@@ -100,9 +100,11 @@ def build(
 def _check_enough(images: int, dims: int | None, skipped: list[Skipped]) -> None:
     if dims is None or images >= dims:
         return
-    unreadable = f" ({len(skipped)} more could not be read; the first: {skipped[0].path}: {skipped[0].reason})"
+    unreadable = ""
+    if skipped:
+        unreadable = f" ({len(skipped)} more could not be read; the first: {skipped[0].path}: {skipped[0].reason})"
     raise InvalidArgument(
-        f"{images} readable images are too few to fit {dims} dimensions{unreadable if skipped else ''}; "
+        f"{images} readable images are too few to fit {dims} dimensions{unreadable}; "
         f"give at least {dims} images, or choose at most {images} dimensions"
     )
 

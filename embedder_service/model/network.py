@@ -9,6 +9,7 @@ import queue
 import socket
 import threading
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,7 +85,7 @@ def _imagenet(backbone: Backbone) -> keras.Model:
         with _socket_timeout(_STALL_SECONDS):
             return _keras_application(backbone, "imagenet")
     except Exception as error:  # Keras raises plain Exception when a download fails.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
         raise WeightsUnavailable(
             f"ImageNet weights for {backbone.name} could not be downloaded ({reason}); connect this machine, or give a "
             "local file with --weights PATH"
@@ -138,8 +139,14 @@ def _load_file(backbone: Backbone, model: keras.Model, path: Path) -> None:
     if path.suffix == ".pth" and backbone.keras_weights is None:
         load_state_dict(model, lite0_weights.read_lite0(path))
         return
+    # Keras leaves out what it does not find in the file, with a warning at most. What was not loaded still is NaN.
+    model.set_weights([np.full(array.shape, np.nan, array.dtype) for array in model.get_weights()])
     try:
-        model.load_weights(path)
+        with warnings.catch_warnings(action="ignore"):
+            model.load_weights(path)
+        missing = sum(bool(np.isnan(array).any()) for array in model.get_weights())
+        if missing:
+            raise ValueError(f"{missing} of the {len(model.weights)} arrays are not in it")
     except Exception as error:  # h5py, zipfile and Keras each raise their own.
         raise WeightsUnavailable(
             f"the weights file {path} does not fit {backbone.name} without its classifier: "

@@ -13,12 +13,11 @@ def _without_chatter() -> Iterator[None]:
     """Keep the notes that TensorFlow's libraries write while they are loaded off the terminal.
 
     They come before any log level is heeded, so the file descriptor itself is turned away for these seconds. What goes
-    wrong is raised all the same. To see everything, set TF_CPP_MIN_LOG_LEVEL.
+    wrong is raised all the same. To see everything, set TF_CPP_MIN_LOG_LEVEL=0.
     """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "3":
         yield
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:

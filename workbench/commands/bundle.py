@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from embedder_service.model.backbones import BACKBONES, DEFAULT
 
 if TYPE_CHECKING:
     from embedder_service.model.bundle import Bundle
-    from embedder_service.model.features import Progress
     from embedder_service.model.manifest import Manifest
 
 # Float32 on another machine or by another library: the last bits differ, no more.
@@ -63,9 +61,10 @@ def _register_build(actions: Any) -> None:
 def _build(args: argparse.Namespace) -> int:
     from embedder_service.model.build import build
     from workbench.images import find_images
+    from workbench.progress import stages
 
     paths = [file.path for file in find_images(args.images, exclude=args.exclude)]
-    with _stages() as show:
+    with stages() as show:
         built = build(args.backbone, args.weights, paths, args.dims or None, args.out, show)
     for skipped in built.skipped:
         print(f"left out {skipped.path}: {skipped.reason}")
@@ -135,20 +134,3 @@ def _rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
         loss = f"mean {measured.mean_loss:.1e}, worst {measured.max_loss:.1e}"
         yield f"loss of {name}", f"{loss} (1 - cosine to float32, {measured.images} images)"
     yield "built with", ", ".join(f"{tool} {version}" for tool, version in manifest.built_with.items())
-
-
-@contextmanager
-def _stages() -> Iterator[Progress]:
-    """Shows each stage of a build with a progress bar, or lines, of its own."""
-    from workbench.progress import progress
-
-    bars: dict[str, Any] = {}
-    with ExitStack() as current:
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in bars:
-                current.close()
-                bars[stage] = current.enter_context(progress(stage, total, "steps"))
-            bars[stage].advance(done - bars[stage].done)
-
-        yield show

@@ -364,7 +364,8 @@ class Filter(_message.Message):
 
     Fields: `id`, `source`, `content_sha256`, `updated_ms` (milliseconds since 1970) and the attributes, as
     `attributes["name"]`. Values are best given apart and named in braces, so that nothing has to be quoted:
-    expression `attributes["year"] > {year} and attributes["kind"] in {kinds}` with values `year` and `kinds`.
+    expression `attributes["year"] > {year} and id in {ids}` with values `year` and `ids`. Milvus Lite has no `in` for
+    attributes: compare with `==` and join with `or` there.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -1,5 +1,8 @@
+import socket
 import time
+import urllib.request
 
+import h5py
 import numpy as np
 import pytest
 
@@ -13,6 +16,9 @@ from embedder_service.model.tf import keras, tensorflow
 from embedder_service.model.weights import WeightsUnavailable
 from embedder_service.runtimes.openvino import OpenVinoRuntime
 from service_kit.errors import InvalidArgument
+
+# Keras, of NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 KERAS_MODULES = {
     "resnet50": "resnet50",
@@ -133,24 +139,38 @@ def test_another_networks_weights_are_refused(tmp_path):
         network.create(BACKBONES["vgg16"], str(file))
 
 
-def test_no_network_is_reported_within_seconds(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))  # nothing cached
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens
-    started = time.monotonic()
+def test_a_file_with_a_part_of_the_weights_is_refused(tmp_path):
+    file = tmp_path / "partial.weights.h5"
+    network.create(BACKBONES["mobilenet"], "random")[0].save_weights(file)
+    with h5py.File(file, "r+") as content:
+        kernel = content["layers/conv2d/vars/0"]
+        kernel[...] = np.full(kernel.shape, np.nan)
+    with pytest.raises(WeightsUnavailable, match=r"1 of the \d+ arrays are not in it"):
+        network.create(BACKBONES["mobilenet"], str(file))
+
+
+@pytest.fixture
+def proxy(monkeypatch, tmp_path):
+    """Sets the address that downloads go through, with nothing cached."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxy it saw first
+    return lambda port: monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+
+
+def test_no_network_is_reported_in_one_sentence(proxy):
+    proxy(9)  # nobody listens
     with pytest.raises(WeightsUnavailable) as caught:
         network.create(BACKBONES["mobilenet"], "imagenet")
-    assert time.monotonic() - started < 15
     assert "ImageNet weights for mobilenet could not be downloaded" in caught.value.message
     assert "--weights PATH" in caught.value.message
     assert "\n" not in caught.value.message
 
 
-def test_a_host_that_never_answers_is_given_up_on(monkeypatch, tmp_path):
-    import socket
-
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+def test_a_host_that_never_answers_is_given_up_on(proxy, monkeypatch):
     monkeypatch.setattr(network, "_REACH_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(WeightsUnavailable, match="did not answer within 1 s|timed out"):
+        proxy(silent.getsockname()[1])
+        started = time.monotonic()
+        with pytest.raises(WeightsUnavailable, match=r"did not answer within 1 s|timed out"):
             network.create(BACKBONES["mobilenet"], "imagenet")
+    assert time.monotonic() - started < 5

@@ -43,7 +43,7 @@ NASTY = [
     "{name} % _ like",
     '") or id != ("',
     "' or '1' == '1",
-    "/tmp/a b/c",
+    "/photos/a b/c",
     " ",
     "\\n",
     "\\u0041",
@@ -62,6 +62,16 @@ def index_appears(uri: str, seconds: float = 15.0) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+async def until_ready(store: MilvusStore) -> None:
+    """As a readiness probe does."""
+    for _ in range(20):
+        try:
+            return await store.ping(deadline=within(2))
+        except Unavailable:
+            await asyncio.sleep(0.2)
+    raise TimeoutError("the store did not come back")
 
 
 # Rows
@@ -208,7 +218,7 @@ async def test_similarity_never_leaves_its_range(store: MilvusStore, photos: Col
     await store.upsert(photos, SPACE, rows, deadline=within())
     vectors = np.stack([row.vector for row in rows])
     for exact in (False, True):
-        found = await store.search(photos, SPACE, vectors, top_k=200, exact=exact, output=(), deadline=within())
+        found = await store.search(photos, SPACE, vectors, top_k=20, exact=exact, output=(), deadline=within())
         assert [hits[0].row.id for hits in found] == [row.id for row in rows]
         assert all(-1 <= hit.similarity <= 1 for hits in found for hit in hits)
 
@@ -460,7 +470,7 @@ async def test_rows_acknowledged_before_a_kill_are_all_there_after_it(uri: str) 
     assert writer.stdout is not None
     acknowledged = 0
     # Past the first flush, into unflushed rows again.
-    while acknowledged < 7000:
+    while acknowledged < 5500:
         acknowledged = int(await asyncio.wait_for(writer.stdout.readline(), 30))
 
     with pytest.raises(FailedPrecondition, match=f"process {writer.pid} holds it"):
@@ -563,6 +573,6 @@ async def test_a_server_that_dies_is_unavailable_until_it_is_back(start_milvus: 
         assert type(caught.value) is Unavailable
         assert time.monotonic() - start < 5
         start_milvus(server.port)
-        await store.ping(deadline=within())
+        await until_ready(store)
         (hits,) = await store.search(version, SPACE, unit_vectors(1), top_k=10, deadline=within())
         assert len(hits) == 10

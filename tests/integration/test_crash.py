@@ -1,0 +1,82 @@
+"""kill -9 of the search service in the middle of an ingest."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+
+from lookalike import Client, Item, LookalikeError, UpsertOutcome
+from workbench.demo_images import DemoImages
+from workbench.images import find_images
+from workbench.main import main
+from workbench.services import ServerProcess
+
+# Acknowledged images after which the service is killed: while the first rows are unflushed, and later.
+MOMENTS = (24, 152)
+
+
+def search_service(folder: Path, port: int, embedder: str) -> ServerProcess:
+    flags = ["--milvus-uri", str(folder / "milvus.db"), "--embedder", embedder]
+    flags += ["--address", f"127.0.0.1:{port}", "--metrics-address", "127.0.0.1:0"]
+    return ServerProcess("search-service", "search_service.main", flags, folder)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_nothing_acknowledged_is_lost_and_a_second_ingest_completes_the_first(
+    tmp_path: Path, bundle: Path, demo_images: DemoImages, moment: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = find_images(demo_images.copies)
+    items = [Item(file.id, image=file.path.read_bytes(), source=str(file.path)) for file in files]
+    acknowledged: list[str] = []
+    reached = threading.Event()
+
+    def ingest(target: str) -> None:
+        with Client(target) as client:
+            client.create_collection("photos")
+            try:
+                for start in range(0, len(items), 8):
+                    results = client.upsert("photos", items[start : start + 8])
+                    acknowledged.extend(result.id for result in results if result.outcome is UpsertOutcome.STORED)
+                    if len(acknowledged) >= moment:
+                        reached.set()
+            except LookalikeError as error:
+                assert error.code is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - in a thread: it ends with the kill
+
+    port = free_port()
+    embedder_flags = ["--bundle", str(bundle), "--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
+    with ExitStack() as stack:
+        embedder = stack.enter_context(ServerProcess("embedder", "embedder_service.main", embedder_flags, tmp_path))
+        first = search_service(tmp_path, port, embedder.addresses.grpc)
+        first.__enter__()
+        thread = threading.Thread(target=ingest, args=(first.addresses.grpc,))
+        thread.start()
+        assert reached.wait(120)
+        os.kill(first.pid, signal.SIGKILL)
+        thread.join(60)
+        assert not thread.is_alive()
+        assert moment <= len(acknowledged) < len(items)
+
+        second = stack.enter_context(search_service(tmp_path, port, embedder.addresses.grpc))
+        with Client(second.addresses.grpc) as client:
+            assert client.get("photos", acknowledged).missing_ids == ()
+            ingest_again = ["ingest", str(demo_images.copies), "--collection", "photos"]
+            assert main([*ingest_again, "--target", second.addresses.grpc]) == 0
+            assert f"{len(files)} images found" in capsys.readouterr().out
+            # Each is there, and the count leaves no room for any to be there twice.
+            assert client.get("photos", [file.id for file in files]).missing_ids == ()
+            assert client.count("photos") == len(files)
+            query = client.search("photos", image=demo_images.queries[0].read_bytes(), top_k=5)
+            assert {hit.id.split("/")[0] for hit in query.hits} == {demo_images.queries[0].stem}

@@ -1,0 +1,366 @@
+"""The search service as its callers see it: both services running, real images, Milvus Lite."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import struct
+import subprocess
+import sys
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from lookalike import (
+    Client,
+    EmbedderClient,
+    Embedding,
+    IndexSpec,
+    IndexType,
+    Item,
+    LookalikeError,
+    UpsertOutcome,
+    VectorSpace,
+)
+from lookalike.search.v1 import search_pb2 as pb
+from lookalike.search.v1 import search_pb2_grpc
+from workbench.demo_images import DemoImages
+from workbench.services import Services
+
+SERVICE = "lookalike.search.v1.SearchService"
+NASTY_IDS = [
+    "it's",
+    'say "cheese"',
+    "two\nlines",
+    "back\\slash",
+    "smile 😀",
+    "a/b c?d=e&f#g",
+    "] or id != '",
+    " ",
+    "x" * 512,
+]
+
+
+@pytest.fixture
+def photos(client: Client) -> Iterator[str]:
+    """An empty collection for images."""
+    client.create_collection("photos")
+    yield "photos"
+    client.delete_collection("photos")
+
+
+@pytest.fixture
+def points(client: Client) -> Iterator[str]:
+    """An empty collection for vectors of 4 dimensions of a model called "mine"."""
+    client.create_collection("points", space=VectorSpace("mine", 4))
+    yield "points"
+    client.delete_collection("points")
+
+
+def point(*values: float) -> Embedding:
+    return Embedding(values, "mine")
+
+
+def refused(call: Callable[[], Any], code: grpc.StatusCode, *parts: str) -> None:
+    """Asserts that a call fails with a code and a message that has all the parts."""
+    with pytest.raises(LookalikeError) as caught:
+        call()
+    assert caught.value.code is code, caught.value
+    for part in parts:
+        assert part in caught.value.message
+
+
+def huge_png() -> bytes:
+    """A PNG file of 30,000 x 30,000 pixels in a few kilobytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1 << 20), 9)) + chunk(b"IEND", b"")
+
+
+# ---- Images
+
+
+def test_an_edited_copy_finds_the_photograph_it_was_made_from(
+    client: Client, photos: str, demo_images: DemoImages
+) -> None:
+    stored = client.upsert(photos, [Item(path.stem, image=path.read_bytes()) for path in demo_images.queries])
+    assert {result.outcome for result in stored} == {UpsertOutcome.STORED}
+    copy = (demo_images.copies / "chelsea" / "mirror.jpg").read_bytes()
+    result = client.search(photos, image=copy, top_k=3, read_your_writes=True)
+    assert result.hits[0].id == "chelsea"
+    assert result.hits[0].similarity > result.hits[1].similarity > result.hits[2].similarity
+    for hit in result.hits:
+        assert hit.distance == pytest.approx(math.sqrt(2 - 2 * hit.similarity), abs=1e-3)
+    assert set(result.timings) == {"embed", "search", "total"}
+
+
+def test_bad_images_of_a_batch_fail_alone(client: Client, photos: str, demo_images: DemoImages) -> None:
+    good = demo_images.queries[0].read_bytes()
+    bad = {
+        "truncated": good[: len(good) // 2],
+        "text": b"this is not an image",
+        "empty": b"",
+        "bomb": huge_png(),
+        "large": b"\xff\xd8" + bytes(16 << 20),
+    }
+    items = [Item("first", image=good)]
+    items += [Item(name, image=content) for name, content in bad.items()]
+    items += [Item("", image=good), Item("y" * 513, image=good), Item("nul\0", image=good), Item("last", image=good)]
+    results = client.upsert(photos, items)
+    assert [result.outcome for result in results] == [
+        UpsertOutcome.STORED,
+        *[UpsertOutcome.FAILED] * (len(bad) + 3),
+        UpsertOutcome.STORED,
+    ]
+    for result in results[1:-1]:
+        assert result.error is not None
+        assert result.error.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert len(result.error.message) > 10
+    assert client.count(photos) == 2
+
+
+def test_search_by_a_bad_image_says_what_is_wrong(client: Client, photos: str) -> None:
+    refused(lambda: client.search(photos, image=b"hello"), grpc.StatusCode.INVALID_ARGUMENT, "image")
+    refused(lambda: client.search(photos, image=huge_png()), grpc.StatusCode.INVALID_ARGUMENT, "30000x30000")
+
+
+def test_unchanged_images_are_left_alone_when_asked(client: Client, photos: str, demo_images: DemoImages) -> None:
+    items = [Item(path.stem, image=path.read_bytes(), attributes={"n": 1}) for path in demo_images.queries[:3]]
+    client.upsert(photos, items)
+    items[1] = dataclasses.replace(items[1], attributes={"n": 2})
+    outcomes = [result.outcome for result in client.upsert(photos, items, if_content_changed=True)]
+    assert outcomes == [UpsertOutcome.UNCHANGED, UpsertOutcome.STORED, UpsertOutcome.UNCHANGED]
+    assert client.get(
+        photos,
+        [items[1].id],
+    ).records[0].attributes == {"n": 2}
+
+
+# ---- Vectors, ids, attributes
+
+
+def test_rows_come_back_as_they_went_in(client: Client, points: str) -> None:
+    attributes = {"int": 2**60 + 1, "float": 2.0, "text": "é\n😀", "none": None, "deep": {"list": [1, True, "x", {}]}}
+    client.upsert(points, [Item("a", vector=point(3, 0, 4, 0), attributes=attributes, source="/photos/a.jpg")])
+    [record] = client.get(points, ["a"], include_vector=True).records
+    assert record.attributes == attributes
+    assert [type(record.attributes[name]) for name in ("int", "float")] == [int, float]
+    assert record.source == "/photos/a.jpg"
+    assert record.vector is not None
+    np.testing.assert_allclose(record.vector.vector, [0.6, 0, 0.8, 0], atol=1e-6)
+
+
+def test_ids_may_hold_any_characters(client: Client, points: str) -> None:
+    items = [Item(id, vector=point(1, index, 0, 0), attributes={"id": id}) for index, id in enumerate(NASTY_IDS)]
+    assert {result.outcome for result in client.upsert(points, items)} == {UpsertOutcome.STORED}
+    assert {record.id: record.attributes["id"] for record in client.get(points, NASTY_IDS).records} == {
+        id: id for id in NASTY_IDS
+    }
+    for index, id in enumerate(NASTY_IDS):
+        assert client.search(points, vector=point(1, index, 0, 0), top_k=1).hits[0].id == id
+        assert id not in [hit.id for hit in client.search(points, id=id, top_k=len(NASTY_IDS)).hits]
+    assert client.delete(points, ids=NASTY_IDS[:4]) == 4
+    assert client.get(points, NASTY_IDS).missing_ids == tuple(NASTY_IDS[:4])
+    assert client.count(points) == len(NASTY_IDS) - 4
+
+
+def test_the_last_good_item_of_an_id_wins(client: Client, points: str) -> None:
+    items = [
+        Item("a", vector=point(1, 0, 0, 0), attributes={"n": 1}),
+        Item("a", vector=point(1, 0, 0, 0), attributes={"n": 2}),
+        Item("b", vector=point(0, 1, 0, 0)),
+        Item("a", image=b"not an image"),
+    ]
+    outcomes = [result.outcome for result in client.upsert(points, items)]
+    assert outcomes == [
+        UpsertOutcome.SUPERSEDED,
+        UpsertOutcome.STORED,
+        UpsertOutcome.STORED,
+        UpsertOutcome.FAILED,
+    ]
+    assert client.count(points) == 2
+    assert client.get(points, ["a"]).records[0].attributes == {"n": 2}
+
+
+def test_filters_take_values_and_paging_continues_where_it_stopped(client: Client, points: str) -> None:
+    items = [
+        Item(f"p{n}", vector=point(1, n / 10, 0, 0), attributes={"n": n, "kind": "odd's" if n % 2 else 'even "s"'})
+        for n in range(10)
+    ]
+    client.upsert(points, items)
+    odd = {"filter": 'attributes["kind"] == {kind}', "filter_values": {"kind": "odd's"}}
+    found = client.search(points, vector=point(1, 0, 0, 0), top_k=10, **odd)
+    assert [hit.id for hit in found.hits] == ["p1", "p3", "p5", "p7", "p9"]
+    page = client.search(points, vector=point(1, 0, 0, 0), top_k=2, offset=2, **odd)
+    assert [hit.id for hit in page.hits] == ["p5", "p7"]
+    near = client.search(points, vector=point(1, 0, 0, 0), min_similarity=0.99)
+    assert [hit.id for hit in near.hits] == ["p0", "p1"]
+    assert client.count(points, filter="id in {ids}", filter_values={"ids": ["p1", "p2", "q"]}) == 2
+    assert client.delete(points, filter='attributes["n"] >= {n}', filter_values={"n": 8}) == 2
+    assert client.count(points) == 8
+
+
+def test_exact_and_indexed_searches_say_what_served_them(client: Client, points: str) -> None:
+    client.upsert(points, [Item(str(n), vector=point(1, n, 0, 0)) for n in range(5)])
+    by_index = client.search(points, vector=point(1, 0, 0, 0), ef=100)
+    exact = client.search(points, vector=point(1, 0, 0, 0), exact=True)
+    assert [hit.id for hit in by_index.hits] == [hit.id for hit in exact.hits] == ["0", "1", "2", "3", "4"]
+    assert (by_index.served_by.index_type, by_index.served_by.ef) == (IndexType.HNSW, 100)
+    assert (exact.served_by.index_type, exact.served_by.ef) == (IndexType.FLAT, None)
+    assert by_index.served_by.space == VectorSpace("mine", 4)
+
+
+# ---- What is refused
+
+
+def test_requests_that_make_no_sense_are_refused_with_a_reason(client: Client, points: str) -> None:
+    client.upsert(points, [Item("a", vector=point(1, 0, 0, 0))])
+    invalid, missing = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+    query = point(1, 0, 0, 0)
+    refused(lambda: client.search("nowhere", vector=query), missing, "nowhere")
+    refused(lambda: client.upsert("nowhere", [Item("a", vector=query)]), missing, "nowhere")
+    refused(lambda: client.count("no such; name"), invalid, "no such; name")
+    refused(lambda: client.search(points, id="stranger"), missing, "stranger")
+    refused(lambda: client.search(points, vector=query, top_k=0), invalid, "top_k is 0", "1000")
+    refused(lambda: client.search(points, vector=query, top_k=10**6), invalid, "top_k is 1000000", "1000")
+    refused(lambda: client.search(points, vector=query, top_k=10, offset=995), invalid, "offset + top_k")
+    refused(lambda: client.search(points, vector=query, ef=10**6), invalid, "ef is 1000000")
+    refused(lambda: client.search(points, vector=query, min_similarity=2.0), invalid, "min_similarity")
+    refused(lambda: client.search(points, vector=query, filter="attributes["), invalid, "never closed")
+    refused(lambda: client.search(points, vector=query, filter="this is no filter"), invalid, "filter")
+    refused(lambda: client.search(points, vector=query, filter='id == "a") or (id != "a"'), invalid, "filter")
+    refused(lambda: client.search(points, vector=query, filter="id == {who}"), invalid, "who")
+    refused(lambda: client.search(points, vector=query, tenant="acme"), invalid, "acme")
+    refused(lambda: client.delete(points, filter=""), invalid, "filter")
+    refused(lambda: client.get(points, []), invalid, "0 ids")
+    refused(lambda: client.upsert(points, []), invalid, "0 items")
+    refused(lambda: client.create_collection(points), grpc.StatusCode.ALREADY_EXISTS, points)
+    refused(lambda: client.create_collection("1st"), invalid, "1st")
+    refused(lambda: client.create_collection("c", space=VectorSpace("mine", 1)), invalid, "dimension")
+    refused(lambda: client.create_collection("c", index=IndexSpec(IndexType.HNSW, m=1000)), invalid, "m")
+    assert client.count(points) == 1
+
+
+def test_vectors_that_cannot_be_stored_fail_alone(services: Services, points: str) -> None:
+    """Sent as raw messages, because the SDK refuses most of these itself."""
+
+    def item(id: str, values: list[float], fingerprint: str = "mine") -> pb.UpsertItem:
+        return pb.UpsertItem(id=id, vector=pb.Vector(values=values, model_fingerprint=fingerprint))
+
+    items = [
+        item("good", [1, 2, 3, 4]),
+        item("short", [1, 2, 3]),
+        item("nan", [1, 2, 3, math.nan]),
+        item("inf", [1, 2, 3, math.inf]),
+        item("zero", [0, 0, 0, 0]),
+        item("none", []),
+        item("other model", [1, 2, 3, 4], "theirs"),
+        pb.UpsertItem(id="nothing"),
+    ]
+    with grpc.insecure_channel(services.search.addresses.grpc) as channel:
+        stub = search_pb2_grpc.SearchServiceStub(channel)
+        results = stub.Upsert(pb.UpsertRequest(collection=points, items=items), timeout=30).results
+        codes = [result.error.code for result in results]
+        invalid, precondition = 3, 9
+        assert codes == [0, precondition, invalid, invalid, invalid, precondition, precondition, invalid]
+        for values, code in (([1, 2, 3], precondition), ([1, 2, 3, math.nan], invalid)):
+            vector = pb.Vector(values=values, model_fingerprint="mine")
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Search(pb.SearchRequest(collection=points, query=pb.Query(vector=vector)), timeout=30)
+            assert caught.value.code().value[0] == code
+        assert stub.Count(pb.CountRequest(collection=points), timeout=30).count == 1
+
+
+def test_vectors_of_another_model_are_refused_naming_both(
+    client: Client, services: Services, photos: str, points: str, demo_images: DemoImages
+) -> None:
+    with EmbedderClient(services.embedder.addresses.grpc) as embedder:
+        model = embedder.get_model().model
+    image = demo_images.queries[0].read_bytes()
+    precondition = grpc.StatusCode.FAILED_PRECONDITION
+    stranger = Embedding(np.ones(model.dimension), "another-model")
+    refused(lambda: client.search(photos, vector=stranger), precondition, "another-model", model.fingerprint)
+    # A collection of another model: the embedder's own vectors are the strangers there.
+    refused(lambda: client.search(points, image=image), precondition, "mine", model.fingerprint)
+    [result] = client.upsert(points, [Item("a", image=image)])
+    assert result.error is not None
+    assert result.error.code is precondition
+    assert "mine" in result.error.message
+    assert model.fingerprint in result.error.message
+
+
+def test_calls_that_the_server_lacks_are_unimplemented(services: Services) -> None:
+    with grpc.insecure_channel(services.search.addresses.grpc) as channel:
+        stub = search_pb2_grpc.SearchServiceStub(channel)
+        calls: list[Callable[[], Any]] = [
+            lambda: stub.CreateCollectionVersion(pb.CreateCollectionVersionRequest(), timeout=10),
+            lambda: stub.SwitchCollectionVersion(pb.SwitchCollectionVersionRequest(), timeout=10),
+            lambda: stub.Search(
+                pb.SearchRequest(query=pb.Query(id="a"), params=pb.SearchParams(fold_similarity=0.9)), timeout=10
+            ),
+            lambda: stub.SearchBatch(pb.SearchBatchRequest(), timeout=10),
+            lambda: list(stub.Scan(pb.ScanRequest(), timeout=10)),
+            lambda: list(stub.UpsertStream(iter([pb.UpsertStreamRequest()]), timeout=10)),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, caught.value
+
+
+# ---- Collections and the server itself
+
+
+def test_collections_are_described_and_listed(client: Client, photos: str, points: str) -> None:
+    client.upsert(points, [Item("a", vector=point(1, 0, 0, 0))])
+    assert [collection.name for collection in client.list_collections()] == [photos, points]
+    description = client.describe_collection(points)
+    serving = description.collection.serving
+    assert (serving.space, serving.row_count) == (VectorSpace("mine", 4), 1)
+    assert serving.index == IndexSpec(IndexType.HNSW, 16, 200)
+    assert description.backend.startswith("Milvus Lite 3.")
+    assert description.limits.max_top_k == 1000
+
+
+def test_metrics_tell_of_the_services_behind(client: Client, services: Services, photos: str) -> None:
+    client.count(photos)
+    with urllib.request.urlopen(f"http://{services.search.addresses.metrics}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    assert 'search_upstream_requests_total{code="OK",method="GetModel",upstream="embedder"}' in text
+    assert 'search_upstream_requests_total{code="OK",method="count",upstream="milvus"}' in text
+    assert "search_upstream_duration_seconds_bucket" in text
+    assert f'grpc_server_handled_total{{grpc_code="OK",grpc_method="Count",grpc_service="{SERVICE}"}}' in text
+
+
+def test_any_grpc_client_can_call_through_reflection(services: Services, photos: str) -> None:
+    buf = Path(sys.executable).parent / "buf"
+    url = f"http://{services.search.addresses.grpc}/{SERVICE}/DescribeCollection"
+    data = json.dumps({"name": photos})
+    command = [str(buf), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", data, url]
+    reply = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert json.loads(reply.stdout)["collection"]["name"] == photos
+
+
+def test_a_deadline_that_has_nearly_passed_is_kept(services: Services, demo_images: DemoImages) -> None:
+    image = demo_images.queries[0].read_bytes()
+    with Client(services.search.addresses.grpc, timeout=0.001) as hurried:
+        refused(lambda: hurried.search("photos", image=image), grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def test_grey_images_of_one_pixel_are_images(client: Client, photos: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "PNG")
+    [result] = client.upsert(photos, [Item("dot", image=buffer.getvalue())])
+    assert result.outcome is UpsertOutcome.STORED
