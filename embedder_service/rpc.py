@@ -26,19 +26,19 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         self._model = model
         self._limits = limits
 
-    async def GetModel(  # noqa: N802 - gRPC's name
+    async def GetModel(
         self, request: embedder_pb2.GetModelRequest, context: _Context
     ) -> embedder_pb2.GetModelResponse:
         return embedder_pb2.GetModelResponse(model=self._model, limits=self._limits)
 
-    async def Embed(  # noqa: N802
+    async def Embed(
         self, request: embedder_pb2.EmbedRequest, context: _Context
     ) -> embedder_pb2.EmbedResponse:
         self._require_model(request.expected_fingerprint)
         vector = await self._pipeline.embed(request.image, _deadline(context))
         return embedder_pb2.EmbedResponse(embedding=_embedding(vector), model_fingerprint=self._model.fingerprint)
 
-    async def EmbedBatch(  # noqa: N802
+    async def EmbedBatch(
         self, request: embedder_pb2.EmbedBatchRequest, context: _Context
     ) -> embedder_pb2.EmbedBatchResponse:
         self._require_model(request.expected_fingerprint)
@@ -50,7 +50,7 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
             results=map(_result, outcomes), model_fingerprint=self._model.fingerprint
         )
 
-    def EmbedStream(  # noqa: N802
+    def EmbedStream(
         self, request_iterator: object, context: _Context
     ) -> AsyncIterator[embedder_pb2.EmbedStreamResponse]:
         raise Unimplemented("this server does not serve EmbedStream; use EmbedBatch")

@@ -31,7 +31,7 @@ def check() -> int:
         if subprocess.run([BIN / "buf", "lint", image, "--config", "protos/buf.yaml"], cwd=ROOT).returncode:
             return 1
         generate(Path(folder))
-        fresh = [path for path in Path(folder).rglob("*_pb2*.py*")]
+        fresh = list(Path(folder).rglob("*_pb2*.py*"))
         stale = [path for path in fresh if not _same(path, ROOT / path.relative_to(folder))]
         for path in stale:
             print(f"{path.relative_to(folder)} is not what protos/ generates: run `make protos`")

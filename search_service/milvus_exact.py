@@ -11,17 +11,17 @@ from search_service.records import Hit, StoredRow, Vector
 
 
 class Nearest:
-    """Keeps the `top_k` most similar of all rows shown to it, for each of the queries (float32 [nq, D])."""
+    """Keeps the `top_k` most similar of all rows shown to it, for each query: float32 [nq, D], all of length 1."""
 
     def __init__(self, queries: Vector, top_k: int) -> None:
-        self._queries = _unit(queries)
+        self._queries = queries
         self._top_k = top_k
         self._ids: NDArray[np.object_] = np.empty((len(queries), 0), dtype=object)
         self._similarities: Vector = np.empty((len(queries), 0), dtype=np.float32)
 
     def add(self, rows: Sequence[StoredRow]) -> None:
         """Show some more rows, with their vectors."""
-        vectors = _unit(np.stack([row.vector for row in rows if row.vector is not None]))
+        vectors = np.stack([row.vector for row in rows if row.vector is not None])
         similarities = np.concatenate([self._similarities, self._queries @ vectors.T], axis=1)
         ids = np.broadcast_to(np.array([row.id for row in rows], dtype=object), (len(self._queries), len(rows)))
         ids = np.concatenate([self._ids, ids], axis=1)
@@ -36,8 +36,3 @@ class Nearest:
             [Hit(similarity, StoredRow(row_id)) for similarity, row_id in zip(similarities, ids, strict=True)]
             for similarities, ids in zip(self._similarities.clip(-1, 1).tolist(), self._ids.tolist(), strict=True)
         ]
-
-
-def _unit(vectors: Vector) -> Vector:
-    unit: Vector = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit

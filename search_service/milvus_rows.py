@@ -31,8 +31,12 @@ def check_space(version: CollectionVersion, space: VectorSpace) -> None:
         )
 
 
-def check_vectors(vectors: Vector, dimension: int) -> Vector:
-    """The vectors as float32 [N, D]. Raises InvalidArgument for another shape, NaN, infinity and zero vectors."""
+def unit_vectors(vectors: Vector, dimension: int) -> Vector:
+    """The vectors, float32 [N, D], scaled to length 1.
+
+    Raises:
+        InvalidArgument: another shape, or a vector with NaN, with infinity, or of length zero.
+    """
     array = np.asarray(vectors, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] != dimension:
         raise InvalidArgument(f"vectors have shape {list(array.shape)}, but the collection needs [N, {dimension}]")
@@ -42,7 +46,8 @@ def check_vectors(vectors: Vector, dimension: int) -> Vector:
         raise InvalidArgument(f"vector {_first(~np.isfinite(squares))} holds NaN or infinity: send finite numbers")
     if not squares.all():
         raise InvalidArgument(f"vector {_first(squares == 0)} is zero, and has no direction to compare: send another")
-    return array
+    unit: Vector = (array / np.sqrt(squares)[:, np.newaxis]).astype(np.float32)
+    return unit
 
 
 def check_row(version: CollectionVersion, space: VectorSpace, row: Row) -> None:
@@ -60,7 +65,7 @@ def encode_rows(version: CollectionVersion, tenant: str, rows: Sequence[Row], up
     if len({row.id for row in rows}) < len(rows):
         # Which one would win differs between Milvus Lite and the server.
         raise InvalidArgument("an id occurs twice in one upsert: send each id once")
-    vectors = check_vectors(_stacked(rows, version.space.dimension), version.space.dimension)
+    vectors = unit_vectors(_stacked(rows, version.space.dimension), version.space.dimension)
     return [
         {
             "id": primary_key(check_id(row.id), tenant),

@@ -97,7 +97,7 @@ class CollectionState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """A row to be written. `vector` is float32 [D]; the store normalises nothing and refuses zero, NaN and infinity."""
+    """A row to be written. `vector` is float32 [D], of any length but zero: it is stored scaled to length 1."""
 
     id: str
     vector: Vector

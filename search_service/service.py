@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -28,13 +29,11 @@ from search_service.records import (
     VectorSpace,
 )
 from search_service.settings import SearchSettings
-from search_service.store import MilvusStore
+from search_service.store import MilvusStore, effective_ef
 from search_service.timings import Timings
 from service_kit.errors import InvalidArgument, NotFound, ServiceError
 
 DEFAULT_TOP_K = 10
-_DEFAULT_EF = 64
-_DEFAULT_EF_FILTERED = 256
 _CHECK_TIMEOUT = 10.0  # seconds
 
 
@@ -164,7 +163,7 @@ class SearchService:
                     raise vector
                 row = Row(item.id, vector.vector, item.attributes, item.source, hashes.get(position, ""))
                 check_row(version, vector.space, row)
-                rows[position] = replace(row, vector=row.vector / np.linalg.norm(row.vector))
+                rows[position] = row
             except ServiceError as error:
                 outcomes[position] = error
         # A dict keeps the last of several rows with one id.
@@ -228,7 +227,8 @@ class SearchService:
         else:
             vector = query
         wanted = params.offset + params.top_k
-        ef = None if params.exact or version.index.type != "HNSW" else self._ef(params)
+        indexed = version.index.type == "HNSW" and not params.exact
+        ef = effective_ef(params.ef, wanted, filtered=params.filter is not None) if indexed else None
         with timings.stage("search"):
             [hits] = await self._store.search(
                 version,
@@ -313,11 +313,10 @@ class SearchService:
 
         def same(position: int) -> bool:
             item, row = items[position], stored.get(items[position].id)
-            return row is not None and (hashes[position], item.attributes, item.source) == (
-                row.content_sha256,
-                row.attributes,
-                row.source,
-            )
+            if row is None or (hashes[position], item.source) != (row.content_sha256, row.source):
+                return False
+            # As JSON, because to Python 1, 1.0 and True are equal.
+            return json.dumps(item.attributes, sort_keys=True) == json.dumps(row.attributes, sort_keys=True)
 
         return [position for position in candidates if same(position)]
 
@@ -352,9 +351,3 @@ class SearchService:
             raise InvalidArgument(f"ef is {params.ef}: use 1 to {self._settings.max_ef}")
         if params.min_similarity is not None and not -1 <= params.min_similarity <= 1:
             raise InvalidArgument(f"min_similarity is {params.min_similarity}: a cosine lies between -1 and 1")
-
-    @staticmethod
-    def _ef(params: SearchParams) -> int:
-        wanted = params.offset + params.top_k
-        default = max(_DEFAULT_EF_FILTERED if params.filter else _DEFAULT_EF, 4 * wanted)
-        return max(params.ef or default, wanted)

@@ -284,7 +284,7 @@ class MilvusStore(Catalog):
             InvalidArgument: vectors, numbers or a filter that are not allowed.
         """
         milvus_rows.check_space(version, space)
-        queries = milvus_rows.check_vectors(vectors, space.dimension)
+        queries = milvus_rows.unit_vectors(vectors, space.dimension)
         _check_range("number of queries", len(queries), 1, MAX_QUERIES)
         _check_range("top_k", top_k, 1, MAX_TOP_K)
         _check_range("offset", offset, 0, MAX_TOP_K)
@@ -292,12 +292,10 @@ class MilvusStore(Catalog):
         expression = self._expression(version, condition, tenant)
         if exact and version.index.type != "FLAT":
             return await self._search_exactly(version, queries, top_k, offset, condition, tenant, output, deadline)
-        if ef is None:
-            ef = max(_DEFAULT_EF_FILTERED if expression else _DEFAULT_EF, 4 * (top_k + offset))
-            ef = min(ef, MAX_EF)
-        _check_range("ef", ef, 1, MAX_EF)
+        _check_range("ef", 1 if ef is None else ef, 1, MAX_EF)
+        breadth = effective_ef(ef, top_k + offset, filtered=bool(expression))
         level = _consistency(read_your_writes)
-        call = milvus_calls.search(version, queries, top_k, offset, expression, max(ef, top_k + offset), output, level)
+        call = milvus_calls.search(version, queries, top_k, offset, expression, breadth, output, level)
         return await self._connection.call("search", call, deadline)
 
     async def _search_exactly(
@@ -330,6 +328,12 @@ class MilvusStore(Catalog):
             return of_tenant
         rendered = render(condition, max_bytes=self._max_filter_bytes, max_depth=self._max_filter_depth)
         return _all_of(of_tenant, rendered)
+
+
+def effective_ef(ef: int | None, wanted: int, *, filtered: bool) -> int:
+    """The breadth of an HNSW search for the best `wanted` rows: `ef` or its default, which a filter makes larger."""
+    default = min(MAX_EF, max(_DEFAULT_EF_FILTERED if filtered else _DEFAULT_EF, 4 * wanted))
+    return max(ef or default, wanted)
 
 
 def _keys(version: CollectionVersion, ids: Sequence[str], tenant: str) -> Iterator[list[str]]:
