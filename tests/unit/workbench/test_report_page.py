@@ -66,7 +66,7 @@ def test_hits_are_marked_as_right_or_wrong_where_there_are_classes(picture):
 
 def test_numbers_and_ranks_are_shown(picture):
     page = _render([QueryResult("q", picture, [_hit(picture)])])
-    assert "1.&nbsp;cats/a.jpg" in page
+    assert "1.&nbsp;cats/<wbr>a.jpg" in page
     assert "similarity 0.9876" in page
     assert "distance 0.1575" in page
 

@@ -102,7 +102,7 @@ def test_a_server_that_says_it_does_not_serve_is_not_used(child):
 def test_a_server_that_dies_later_is_noticed(child):
     def work():
         with child("works") as server:
-            os.kill(server._process.pid, signal.SIGKILL)
+            os.kill(server.pid, signal.SIGKILL)
             server.check(wait=10)
 
     with pytest.raises(CommandError, match="ended by itself with exit code -9"):
