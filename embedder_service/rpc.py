@@ -26,14 +26,10 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         self._model = model
         self._limits = limits
 
-    async def GetModel(
-        self, request: embedder_pb2.GetModelRequest, context: _Context
-    ) -> embedder_pb2.GetModelResponse:
+    async def GetModel(self, request: embedder_pb2.GetModelRequest, context: _Context) -> embedder_pb2.GetModelResponse:
         return embedder_pb2.GetModelResponse(model=self._model, limits=self._limits)
 
-    async def Embed(
-        self, request: embedder_pb2.EmbedRequest, context: _Context
-    ) -> embedder_pb2.EmbedResponse:
+    async def Embed(self, request: embedder_pb2.EmbedRequest, context: _Context) -> embedder_pb2.EmbedResponse:
         self._require_model(request.expected_fingerprint)
         vector = await self._pipeline.embed(request.image, _deadline(context))
         return embedder_pb2.EmbedResponse(embedding=_embedding(vector), model_fingerprint=self._model.fingerprint)

@@ -5,6 +5,7 @@ On a CPU, batches gain nothing over as many single images side by side, and sing
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from pathlib import Path
@@ -48,7 +49,7 @@ class OpenVinoRuntime:
         Raises:
             FailedPrecondition: this CPU or this program does not have that precision.
         """
-        core = ov.Core()
+        core = _core()
         _check_precision(core, precision)
         self.precision = precision
         self.slots = streams or available_cores()
@@ -94,6 +95,16 @@ class OpenVinoRuntime:
             # Whoever waits, or comes later, is told by this and passes it on.
             self._idle.put(None)
             self._closed = True
+
+
+@functools.cache
+def _core() -> ov.Core:
+    """The one core of this process, never destroyed.
+
+    Its CPU plugin gives the thread that loads it an alternate signal stack, and frees that when it goes. Where that
+    happens on another thread, the first is left with a dangling stack, and its next signal ends the process.
+    """
+    return ov.Core()
 
 
 def _check_precision(core: ov.Core, precision: str) -> None:
