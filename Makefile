@@ -10,25 +10,27 @@ DEV_STAMP := $(VENV)/dev.stamp
 PROTOS := $(wildcard protos/lookalike/*/v1/*.proto)
 PACKAGES := lookalike service_kit embedder_service search_service workbench
 IMAGES ?=
+# More flags for the command behind run, serve, evaluate and test.
+ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate test lint format protos constraints clean
+.PHONY: help run serve caltech101 evaluate test lint format protos docs constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(RUN_STAMP)  ## The whole thing on sample images: build, ingest, search, report. IMAGES=DIR takes your own.
-	$(LOOKALIKE) quickstart $(if $(IMAGES),--images "$(IMAGES)")
+	$(LOOKALIKE) quickstart $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
 serve: $(RUN_STAMP)  ## Start both services on loopback and stay, until Ctrl-C.
-	$(LOOKALIKE) serve
+	$(LOOKALIKE) serve $(ARGS)
 
 caltech101: $(RUN_STAMP)  ## Download Caltech-101 (137 MB) to var/caltech101.
 	$(LOOKALIKE) caltech101
 
 evaluate: $(RUN_STAMP)  ## Measure the search accuracy on IMAGES=DIR, a folder per class, through the real services.
-	$(LOOKALIKE) evaluate --images "$(or $(IMAGES),var/caltech101/101_ObjectCategories)"
+	$(LOOKALIKE) evaluate --images "$(or $(IMAGES),var/caltech101/101_ObjectCategories)" --exclude BACKGROUND_Google $(ARGS)
 
 test: $(DEV_STAMP)  ## Run all tests.
 	$(BIN)/python -m pytest $(ARGS)
@@ -45,6 +47,9 @@ format: $(DEV_STAMP)  ## Format the code and mend what can be mended.
 
 protos: $(DEV_STAMP)  ## Generate the stubs from protos/.
 	$(BIN)/python scripts/protos.py
+
+docs: $(DEV_STAMP)  ## Generate docs/settings.md from the settings of both servers.
+	$(BIN)/python scripts/settings_reference.py
 
 constraints: $(DEV_STAMP)  ## Pin the newest versions of all dependencies in constraints.txt.
 	$(BIN)/uv pip compile --quiet --upgrade --universal --no-emit-index-url --no-emit-find-links --no-header \

@@ -75,11 +75,9 @@ class Batcher:
         loop = asyncio.get_running_loop()
         for bucket in self._runtime.buckets:
             batch = np.zeros((bucket, *self._shape), np.uint8)
-            # Once alone: OpenVINO's Python binding can deadlock when the first two runs of a process are simultaneous.
-            for times in (1, self._runtime.slots):
-                await asyncio.gather(
-                    *(loop.run_in_executor(self._threads, self._runtime.run, batch) for _ in range(times))
-                )
+            await asyncio.gather(
+                *(loop.run_in_executor(self._threads, self._runtime.run, batch) for _ in range(self._runtime.slots))
+            )
 
     async def embed(self, pixels: NDArray[np.uint8], deadline: float | None = None) -> NDArray[np.float32]:
         """Embeds one image. Cancelling the call takes the image out of the queue.

@@ -101,10 +101,10 @@ class AsyncClient:
     # ---- Reads
 
     async def get(
-        self, collection: str, ids: Sequence[str], *, tenant: str = "", **output: Unpack[t.OutputOptions]
+        self, collection: str, ids: Sequence[str], *, tenant: str = "", **options: Unpack[t.GetOptions]
     ) -> t.GetResult:
-        """Fetches rows by id; `output` says which parts of them, see `OutputOptions`."""
-        request = convert.get_request(collection, ids, tenant, output)
+        """Fetches rows by id; `options` say which parts of them and how fresh, see `GetOptions`."""
+        request = convert.get_request(collection, ids, tenant, options)
         return convert.get_result(await self._call(self._stub.Get, request))
 
     async def count(

@@ -134,10 +134,10 @@ class Client:
     # ---- Reads
 
     def get(
-        self, collection: str, ids: Sequence[str], *, tenant: str = "", **output: Unpack[t.OutputOptions]
+        self, collection: str, ids: Sequence[str], *, tenant: str = "", **options: Unpack[t.GetOptions]
     ) -> t.GetResult:
-        """Fetches rows by id; `output` says which parts of them, see `OutputOptions`."""
-        return convert.get_result(self._call(self._stub.Get, convert.get_request(collection, ids, tenant, output)))
+        """Fetches rows by id; `options` say which parts of them and how fresh, see `GetOptions`."""
+        return convert.get_result(self._call(self._stub.Get, convert.get_request(collection, ids, tenant, options)))
 
     def count(
         self, collection: str, *, filter: str = "", filter_values: t.Attributes | None = None, tenant: str = ""

@@ -315,6 +315,13 @@ class OutputOptions(TypedDict, total=False):
     """Adds the vector."""
 
 
+class GetOptions(OutputOptions, total=False):
+    """How to fetch rows. Everything may be left out."""
+
+    read_your_writes: bool
+    """Sees every write acknowledged before the call, at the price of time."""
+
+
 class SearchOptions(OutputOptions, total=False):
     """How to search. Everything may be left out."""
 

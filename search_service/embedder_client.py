@@ -86,4 +86,4 @@ class EmbedderClient:
 def _outcome(result: embedder_pb2.EmbedResult, fingerprint: str) -> Embedding | ServiceError:
     if result.WhichOneof("outcome") == "embedding":
         return Embedding(np.array(result.embedding.values, dtype=np.float32), fingerprint)
-    return from_status(result.error, "image")
+    return from_status(result.error)

@@ -50,12 +50,12 @@ def to_status(error: errors.ServiceError) -> status_pb2.Status:
     return status
 
 
-def from_status(status: status_pb2.Status, subject: str) -> errors.ServiceError:
-    """Returns the error that another service's status stands for; `subject` names that service or its item.
+def from_status(status: status_pb2.Status, subject: str = "") -> errors.ServiceError:
+    """Returns the error that another service's status stands for; its message says so of the `subject`, if given.
 
     A code that no service error has (INTERNAL, UNKNOWN and so on) is a fault of that service: Unavailable.
     """
-    message = f"{subject}: {status.message}"
+    message = f"{subject}: {status.message}" if subject else status.message
     error = _ERRORS.get(status.code, errors.Unavailable)
     if error in (errors.ResourceExhausted, errors.Unavailable):
         return error(message, _retry_after(status))

@@ -70,6 +70,8 @@ class OpenVinoRuntime:
             self._idle.put(compiled.create_infer_request())
         self._closing = threading.Lock()
         self._closed = False
+        # OpenVINO's Python binding can deadlock when the first two runs of a process are simultaneous.
+        self.run(np.zeros(self._shape, np.uint8))
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Runtime.run`: uint8 [1, H, W, 3] -> float32 [1, D]."""

@@ -40,9 +40,15 @@ def delete_request(
     return pb.DeleteRequest(collection=collection, tenant=tenant, filter=_filter(filter or "", filter_values))
 
 
-def get_request(collection: str, ids: Sequence[str], tenant: str, output: t.OutputOptions) -> pb.GetRequest:
-    _require_known(output, t.OutputOptions)
-    return pb.GetRequest(collection=collection, tenant=tenant, ids=_ids(ids), output=_output(output))
+def get_request(collection: str, ids: Sequence[str], tenant: str, options: t.GetOptions) -> pb.GetRequest:
+    _require_known(options, t.GetOptions)
+    return pb.GetRequest(
+        collection=collection,
+        tenant=tenant,
+        ids=_ids(ids),
+        output=_output(options),
+        read_your_writes=options.get("read_your_writes", False),
+    )
 
 
 def count_request(collection: str, filter: str, filter_values: t.Attributes, tenant: str) -> pb.CountRequest:

@@ -265,7 +265,9 @@ Global___PrecisionLoss: _TypeAlias = PrecisionLoss  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """Limits on requests. A request beyond one is INVALID_ARGUMENT."""
+    """Limits on requests. A request beyond one is INVALID_ARGUMENT. A limit of 0 means that the server does not serve such
+    requests at all.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

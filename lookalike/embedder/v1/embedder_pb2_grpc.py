@@ -37,6 +37,7 @@ class EmbedderServiceStub:
     FAILED_PRECONDITION  the caller expected another model (`expected_fingerprint`)
     RESOURCE_EXHAUSTED   the queue is full; google.rpc.RetryInfo in the details says when to try again
     DEADLINE_EXCEEDED    the deadline passed before the image was embedded; no work is done for it any more
+    INTERNAL             the model failed on this image alone; the server's log has the details
     UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing
@@ -83,6 +84,7 @@ class EmbedderServiceServicer:
     FAILED_PRECONDITION  the caller expected another model (`expected_fingerprint`)
     RESOURCE_EXHAUSTED   the queue is full; google.rpc.RetryInfo in the details says when to try again
     DEADLINE_EXCEEDED    the deadline passed before the image was embedded; no work is done for it any more
+    INTERNAL             the model failed on this image alone; the server's log has the details
     UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing
@@ -161,6 +163,7 @@ class EmbedderService:
     FAILED_PRECONDITION  the caller expected another model (`expected_fingerprint`)
     RESOURCE_EXHAUSTED   the queue is full; google.rpc.RetryInfo in the details says when to try again
     DEADLINE_EXCEEDED    the deadline passed before the image was embedded; no work is done for it any more
+    INTERNAL             the model failed on this image alone; the server's log has the details
     UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing

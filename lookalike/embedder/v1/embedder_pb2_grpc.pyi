@@ -38,6 +38,7 @@ class EmbedderServiceStub:
       FAILED_PRECONDITION  the caller expected another model (`expected_fingerprint`)
       RESOURCE_EXHAUSTED   the queue is full; google.rpc.RetryInfo in the details says when to try again
       DEADLINE_EXCEEDED    the deadline passed before the image was embedded; no work is done for it any more
+      INTERNAL             the model failed on this image alone; the server's log has the details
       UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing
@@ -72,6 +73,7 @@ class EmbedderServiceAsyncStub(EmbedderServiceStub):
       FAILED_PRECONDITION  the caller expected another model (`expected_fingerprint`)
       RESOURCE_EXHAUSTED   the queue is full; google.rpc.RetryInfo in the details says when to try again
       DEADLINE_EXCEEDED    the deadline passed before the image was embedded; no work is done for it any more
+      INTERNAL             the model failed on this image alone; the server's log has the details
       UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing
@@ -102,6 +104,7 @@ class EmbedderServiceServicer(metaclass=_abc_1.ABCMeta):
       FAILED_PRECONDITION  the caller expected another model (`expected_fingerprint`)
       RESOURCE_EXHAUSTED   the queue is full; google.rpc.RetryInfo in the details says when to try again
       DEADLINE_EXCEEDED    the deadline passed before the image was embedded; no work is done for it any more
+      INTERNAL             the model failed on this image alone; the server's log has the details
       UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing

@@ -583,7 +583,7 @@ class Collection(_message.Message):
     multi_tenant: _builtins.bool
     """Whether rows belong to tenants."""
     serving_version: _builtins.int
-    """The version that answers searches."""
+    """The version that answers searches; 0 while none does."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CollectionVersion]:
         """All versions, the oldest first."""
@@ -606,7 +606,9 @@ Global___Collection: _TypeAlias = Collection  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """What a request may ask for at most. A request beyond one is INVALID_ARGUMENT."""
+    """What a request may ask for at most. A request beyond one is INVALID_ARGUMENT. A limit of 0 means that the server does
+    not serve such requests at all.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -41,6 +41,7 @@ class SearchServiceStub:
       FAILED_PRECONDITION  the vector comes from another model than the collection's
       RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
       DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
+      INTERNAL             the service failed on this request; its log has the details
       UNAVAILABLE          the embedder or the database cannot be reached; a write may or may not have happened
       UNIMPLEMENTED        this server, or the database behind it, lacks the feature
 
@@ -99,6 +100,7 @@ class SearchServiceAsyncStub(SearchServiceStub):
       FAILED_PRECONDITION  the vector comes from another model than the collection's
       RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
       DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
+      INTERNAL             the service failed on this request; its log has the details
       UNAVAILABLE          the embedder or the database cannot be reached; a write may or may not have happened
       UNIMPLEMENTED        this server, or the database behind it, lacks the feature
 
@@ -153,6 +155,7 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
       FAILED_PRECONDITION  the vector comes from another model than the collection's
       RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
       DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
+      INTERNAL             the service failed on this request; its log has the details
       UNAVAILABLE          the embedder or the database cannot be reached; a write may or may not have happened
       UNIMPLEMENTED        this server, or the database behind it, lacks the feature
 
