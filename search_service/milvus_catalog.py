@@ -7,8 +7,8 @@ import time
 from collections import defaultdict
 
 from search_service import milvus_calls, milvus_schema
+from search_service.milvus_access import Access
 from search_service.milvus_connection import Client, MilvusConnection
-from search_service.milvus_writer import Writer
 from search_service.naming import check_collection_name, check_fingerprint, parse_physical_name, physical_name
 from search_service.records import CollectionState, CollectionVersion, IndexSpec, VectorSpace, VersionState
 from service_kit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
@@ -23,9 +23,9 @@ _SERVING_SECONDS = 1.0
 class Catalog:
     """What collections there are. For deadlines and errors in common see `search_service.store`."""
 
-    def __init__(self, connection: MilvusConnection, writer: Writer) -> None:
+    def __init__(self, connection: MilvusConnection, access: Access) -> None:
         self._connection = connection
-        self._writer = writer
+        self._access = access
         self._defining = asyncio.Lock()
         self._serving: dict[str, tuple[CollectionVersion, float]] = {}
 
@@ -195,7 +195,7 @@ class Catalog:
                 indexed_rows=int(index["indexed_rows"]),
             )
 
-        return await self._connection.call("describe", call, deadline)
+        return await self._access.read(physical, "describe", call, deadline)
 
     async def _create(
         self,
@@ -249,7 +249,7 @@ class Catalog:
             client.drop_collection(physical, timeout=timeout)
             return 0
 
-        await self._writer.write(physical, "delete", drop, deadline)
+        await self._access.write(physical, "delete", drop, deadline)
 
 
 def _check(space: VectorSpace, index: IndexSpec) -> None:

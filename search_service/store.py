@@ -22,11 +22,11 @@ import numpy as np
 
 from search_service import milvus_calls, milvus_rows
 from search_service.filters import Filter, render, string_literal
+from search_service.milvus_access import Access
 from search_service.milvus_calls import Consistency
 from search_service.milvus_catalog import MAX_EF, Catalog
 from search_service.milvus_connection import MilvusConnection
 from search_service.milvus_exact import Nearest
-from search_service.milvus_writer import Writer
 from search_service.naming import check_id, check_tenant, primary_key
 from search_service.records import (
     ALL_BUT_VECTOR,
@@ -91,7 +91,7 @@ class MilvusStore(Catalog):
             attempts=attempts,
             threads=threads,
         )
-        super().__init__(connection, Writer(connection, attempt_seconds=write_timeout))
+        super().__init__(connection, Access(connection, write_seconds=write_timeout))
         self._max_filter_bytes = max_filter_bytes
         self._max_filter_depth = max_filter_depth
 
@@ -115,7 +115,7 @@ class MilvusStore(Catalog):
 
     async def close(self) -> None:
         """Finish the writes that run, then disconnect. For Milvus Lite this flushes, and gives the file free."""
-        await self._writer.close()
+        await self._access.close()
         await self._connection.close()
 
     async def __aenter__(self) -> Self:
@@ -135,11 +135,11 @@ class MilvusStore(Catalog):
                 query = np.ones((1, version.space.dimension), dtype=np.float32)
                 search = milvus_calls.search(version, query, 1, 0, "", _DEFAULT_EF, (), "Bounded")
                 try:
-                    await self._connection.call("search", search, deadline)
+                    await self._access.read(version.physical_name, "search", search, deadline)
                 except Unavailable:
                     # It may have been restarted or released behind our back, and has to be loaded again.
                     await self._load_all(deadline)
-                    await self._connection.call("search", search, deadline)
+                    await self._access.read(version.physical_name, "search", search, deadline)
                 return
 
     async def upsert(
@@ -171,7 +171,7 @@ class MilvusStore(Catalog):
         updated_ms = time.time_ns() // 1_000_000
         encoded = await asyncio.to_thread(milvus_rows.encode_rows, version, tenant, rows, updated_ms)
         for batch in _batches(encoded):
-            await self._writer.write(version.physical_name, "upsert", milvus_calls.upsert(version, batch), deadline)
+            await self._access.write(version.physical_name, "upsert", milvus_calls.upsert(version, batch), deadline)
         return len(encoded)
 
     async def delete(self, version: CollectionVersion, ids: Sequence[str], *, tenant: str = "", deadline: float) -> int:
@@ -203,7 +203,8 @@ class MilvusStore(Catalog):
         rows: dict[str, StoredRow] = {}
         for keys in _keys(version, ids, tenant):
             call = milvus_calls.get(version, keys, output, _consistency(read_your_writes))
-            rows.update((row.id, row) for row in await self._connection.call("get", call, deadline))
+            found = await self._access.read(version.physical_name, "get", call, deadline)
+            rows.update((row.id, row) for row in found)
         return rows
 
     async def count(
@@ -218,7 +219,7 @@ class MilvusStore(Catalog):
         """How many rows there are, or how many of them a filter chooses."""
         expression = self._expression(version, condition, tenant)
         call = milvus_calls.count(version, expression, _consistency(read_your_writes))
-        return await self._connection.call("count", call, deadline)
+        return await self._access.read(version.physical_name, "count", call, deadline)
 
     async def scan(
         self,
@@ -235,7 +236,8 @@ class MilvusStore(Catalog):
         last = ""
         while True:
             after = _all_of(expression, f"id > {string_literal(last)}")
-            page = await self._connection.call("scan", milvus_calls.page(version, after, output, page_rows), deadline)
+            call = milvus_calls.page(version, after, output, page_rows)
+            page = await self._access.read(version.physical_name, "scan", call, deadline)
             if page:
                 yield page
             if len(page) < page_rows:
@@ -296,7 +298,7 @@ class MilvusStore(Catalog):
         breadth = effective_ef(ef, top_k + offset, filtered=bool(expression))
         level = _consistency(read_your_writes)
         call = milvus_calls.search(version, queries, top_k, offset, expression, breadth, output, level)
-        return await self._connection.call("search", call, deadline)
+        return await self._access.read(version.physical_name, "search", call, deadline)
 
     async def _search_exactly(
         self,
@@ -319,7 +321,7 @@ class MilvusStore(Catalog):
 
     async def _delete(self, version: CollectionVersion, expression: str, deadline: float) -> int:
         call = milvus_calls.delete_some(version, expression)
-        return await self._writer.write(version.physical_name, "delete", call, deadline)
+        return await self._access.write(version.physical_name, "delete", call, deadline)
 
     def _expression(self, version: CollectionVersion, condition: Filter | None, tenant: str) -> str:
         check_tenant(tenant, multi_tenant=version.multi_tenant)

@@ -170,6 +170,26 @@ async def test_concurrent_writers_lose_nothing(store: MilvusStore, photos: Colle
     assert len(await store.get(photos, [row.id for row in rows], output=(), deadline=within())) == 6000
 
 
+async def test_what_is_acknowledged_is_seen_by_every_read_even_during_a_flush(
+    store: MilvusStore, photos: CollectionVersion
+) -> None:
+    rows = make_rows(16_000)  # enough for several flushes
+    acknowledged = 0
+
+    async def write() -> None:
+        nonlocal acknowledged
+        for start in range(0, len(rows), 200):
+            acknowledged += await store.upsert(photos, SPACE, rows[start : start + 200], deadline=within(60))
+
+    async def read() -> None:
+        while not writing.done():
+            before = acknowledged
+            assert await store.count(photos, deadline=within()) >= before
+
+    writing = asyncio.create_task(write())
+    await asyncio.gather(writing, *(read() for _ in range(4)))
+
+
 async def test_deletes_tell_how_many_there_were(store: MilvusStore, photos: CollectionVersion) -> None:
     await store.upsert(photos, SPACE, make_rows(2400), deadline=within())
     wanted = ["img/00000.jpg", "img/00000.jpg", "img/00001.jpg", "none such"]

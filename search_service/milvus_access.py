@@ -1,0 +1,113 @@
+"""Access to the rows of a collection: one write at a time, and on Milvus Lite none beside a read.
+
+Milvus Lite can lose acknowledged rows when two writes overlap, and a read beside a flush, which a write may also set off,
+can miss all rows that are being flushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from search_service.milvus_connection import Call, MilvusConnection
+from search_service.milvus_flusher import Flusher
+from service_kit.errors import DeadlineExceeded
+
+T = TypeVar("T")
+
+_FLUSH_QUIET_SECONDS = 1.0
+_FLUSH_ROWS = 5_000
+
+
+class Gate:
+    """Lets in any number of readers, or one writer, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._readers = 0
+        self._no_readers = asyncio.Event()
+        self._no_readers.set()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Holds the gate as one of the readers."""
+        async with self._turn:
+            self._readers += 1
+            self._no_readers.clear()
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            if not self._readers:
+                self._no_readers.set()
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """Holds the gate alone."""
+        async with self._turn:
+            await self._no_readers.wait()
+            yield
+
+
+class Access:
+    """Reads and writes of collections, by physical name. A server may read and write at the same time."""
+
+    def __init__(self, connection: MilvusConnection, *, write_seconds: float) -> None:
+        self._connection = connection
+        self._write_seconds = write_seconds
+        self._gates: defaultdict[str, Gate] = defaultdict(Gate)
+        self._running: set[asyncio.Task[Any]] = set()
+        self._flusher = Flusher(self._flush, quiet_seconds=_FLUSH_QUIET_SECONDS, max_rows=_FLUSH_ROWS)
+
+    async def read(self, collection: str, operation: str, call: Call[T], deadline: float) -> T:
+        """Run `call`. Raises as `MilvusConnection.call` does."""
+        if not self._connection.local:
+            return await self._connection.call(operation, call, deadline)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()), self._gates[collection].reading():
+                return await self._connection.call(operation, call, deadline)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the {operation} waited too long for writes to end: allow more time") from error
+
+    async def write(self, collection: str, operation: str, call: Call[int], deadline: float) -> int:
+        """Run `call`, which returns the number of rows it wrote, when its turn comes.
+
+        The write goes on when its caller gives up, so that the next one cannot overlap with it.
+
+        Raises:
+            DeadlineExceeded: it was not acknowledged in time, and may or may not be carried out.
+        """
+        task = asyncio.create_task(self._in_turn(collection, operation, call, deadline))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await asyncio.shield(task)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"Milvus did not acknowledge the {operation} in time, and may or may not carry it out: send it again"
+            ) from error
+
+    async def close(self) -> None:
+        """Wait for the writes and flushes that run."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._flusher.close()
+
+    async def _in_turn(self, collection: str, operation: str, call: Call[int], deadline: float) -> int:
+        async with self._gates[collection].writing():
+            rows = await self._connection.call(operation, call, deadline, attempt_seconds=self._write_seconds)
+        if self._connection.local and rows:
+            self._flusher.wrote(collection, rows)
+        return rows
+
+    async def _flush(self, collection: str) -> None:
+        async with self._gates[collection].writing():
+            await self._connection.call(
+                "flush",
+                lambda client, timeout: client.flush(collection, timeout=timeout),
+                time.monotonic() + self._write_seconds,
+            )
