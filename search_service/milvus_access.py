@@ -1,6 +1,6 @@
 """Access to the rows of a collection: one write at a time, and on Milvus Lite none beside a read.
 
-Milvus Lite can lose acknowledged rows when two writes overlap, and a read beside a flush, which a write may also set off,
+Milvus Lite can lose acknowledged rows when two writes overlap. A read beside a flush, which a write may also set off,
 can miss all rows that are being flushed.
 """
 

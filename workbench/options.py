@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from embedder_service.model.backbones import BACKBONES, DEFAULT
 
 DEFAULT_TARGET = "127.0.0.1:50052"
 DEFAULT_DATA_DIR = Path("var")
+
+
+def program() -> str:
+    """Returns how the user can call this command again: by the path it was called by, if that is a path."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "lookalike" else "lookalike"
 
 
 def positive(text: str) -> int:

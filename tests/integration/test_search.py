@@ -222,6 +222,26 @@ def test_exact_and_indexed_searches_say_what_served_them(client: Client, points:
     assert by_index.served_by.space == VectorSpace("mine", 4)
 
 
+def test_tenants_see_their_own_rows_only(client: Client) -> None:
+    client.create_collection("shared", space=VectorSpace("mine", 4), multi_tenant=True)
+    try:
+        for tenant, n in (("acme", 1), ("zoo", 2)):
+            client.upsert("shared", [Item("a", vector=point(1, n, 0, 0), attributes={"n": n})], tenant=tenant)
+            client.upsert("shared", [Item(f"of {tenant}", vector=point(1, 0, n, 0))], tenant=tenant)
+        refused(lambda: client.count("shared"), grpc.StatusCode.INVALID_ARGUMENT, "tenant")
+        for tenant, n in (("acme", 1), ("zoo", 2)):
+            assert client.count("shared", tenant=tenant) == 2
+            assert client.get("shared", ["a"], tenant=tenant).records[0].attributes == {"n": n}
+            found = client.search("shared", vector=point(1, 0, 0, 0), tenant=tenant)
+            assert {hit.id for hit in found.hits} == {"a", f"of {tenant}"}
+        escape = 'id != "") or (id != ""'
+        refused(lambda: client.count("shared", filter=escape, tenant="acme"), grpc.StatusCode.INVALID_ARGUMENT)
+        assert client.delete("shared", ids=["a", "of zoo"], tenant="acme") == 1
+        assert client.count("shared", tenant="zoo") == 2
+    finally:
+        client.delete_collection("shared")
+
+
 # ---- What is refused
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_data_dir, add_model, positive
+from workbench.options import add_data_dir, add_model, positive, program
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     )
     code = 0 if args.images else _judge(results)
     print(f"  The services are stopped. Look at the pictures: {report}")
-    print(f"Done in {time.monotonic() - started:.0f} s. {_NEXT}")
+    print(f"Done in {time.monotonic() - started:.0f} s. {_next()}")
     return code
 
 
@@ -110,8 +110,10 @@ def _fresh(database: Path) -> Path:
     return database
 
 
-_NEXT = """What to do next:
-  lookalike quickstart --images DIR             the same with images of your own
-  lookalike serve                               keep both services running
-  lookalike ingest DIR --collection photos      store a folder of images, in another terminal
-  lookalike search IMAGE --collection photos    find what looks like an image"""
+def _next() -> str:
+    name = program()
+    return f"""What to do next:
+  {name} quickstart --images DIR             the same with images of your own
+  {name} serve                               keep both services running
+  {name} ingest DIR --collection photos      store a folder of images, in another terminal
+  {name} search IMAGE --collection photos    find what looks like an image"""

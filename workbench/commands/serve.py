@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from workbench.options import DEFAULT_TARGET, add_data_dir
+from workbench.options import DEFAULT_TARGET, add_data_dir, program
 
 
 def register(subparsers: Any) -> None:
@@ -81,6 +81,7 @@ def _bundle(data_dir: Path) -> Path:
 
 def _welcome(services: Any, bundle: Path, data_dir: Path) -> str:
     search, embedder = services.search.addresses, services.embedder.addresses
+    name = program()
     target = "" if search.grpc == DEFAULT_TARGET else f" --target {search.grpc}"
     return f"""Lookalike is running. Stop it with Ctrl-C.
 
@@ -90,8 +91,8 @@ def _welcome(services: Any, bundle: Path, data_dir: Path) -> str:
   logs            {data_dir / "logs"}
 
 In another terminal:
-  lookalike ingest DIR --collection photos{target}
-  lookalike search IMAGE --collection photos{target}
+  {name} ingest DIR --collection photos{target}
+  {name} search IMAGE --collection photos{target}
 
 In Python:
   from lookalike import Client
