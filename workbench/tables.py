@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from lookalike import Hit
@@ -20,5 +21,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, indent: str =
 
 def hits_table(hits: Sequence[Hit], *, indent: str = "") -> str:
     """Returns ids, similarities (cosine) and distances (Euclidean) of hits."""
-    rows = [(hit.id, f"{hit.similarity:.4f}", f"{hit.distance:.4f}") for hit in hits]
+    rows = [(_shown(hit.id), f"{hit.similarity:.4f}", f"{hit.distance:.4f}") for hit in hits]
     return table(("id", "similarity", "distance"), rows, indent=indent)
+
+
+def _shown(id: str) -> str:
+    """An id may hold any characters, those too that would break a table or steer a terminal."""
+    return id if id.isprintable() else json.dumps(id)
