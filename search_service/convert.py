@@ -9,8 +9,8 @@ from typing import cast
 import numpy as np
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from lookalike._convert.values import from_fields, to_fields
 from lookalike.search.v1 import search_pb2 as pb
+from lookalike.values import from_fields, to_fields
 from search_service import filters
 from search_service.filters import Filter
 from search_service.records import (

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from google.protobuf import timestamp_pb2
 
 from lookalike import types as t
-from lookalike._convert.values import from_fields, to_fields
 from lookalike.errors import from_status
 from lookalike.search.v1 import search_pb2 as pb
+from lookalike.values import from_fields, to_fields
 
 # ---- Requests
 

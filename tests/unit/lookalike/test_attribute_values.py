@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lookalike._convert.values import from_fields, to_fields, to_value
 from lookalike.search.v1 import search_pb2 as pb
+from lookalike.values import from_fields, to_fields, to_value
 
 _scalars = (
     st.none()

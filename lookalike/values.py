@@ -1,4 +1,4 @@
-"""Between JSON-like Python values and the contract's Value, which keeps integers integers."""
+"""Between JSON-like Python values and the Value of the contract, which keeps integers integers."""
 
 from __future__ import annotations
 
