@@ -18,8 +18,11 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "protos" / "looka
 
 def generate(out: Path) -> None:
     """Writes the stubs of all files of the contract below `out`."""
+    plugins = (f"--plugin={name}={BIN / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc"))
     options = (f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc"))
-    subprocess.run([*PROTOC, *options, *FILES], check=True, cwd=ROOT, stderr=subprocess.DEVNULL)
+    done = subprocess.run([*PROTOC, *plugins, *options, *FILES], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
 
 
 def check() -> int:
