@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
@@ -145,27 +146,14 @@ class SearchService:
                 outcomes[position] = fault
             else:
                 pending[position] = item
-        hashes = {
-            position: hashlib.sha256(item.content).hexdigest()
-            for position, item in pending.items()
-            if isinstance(item.content, bytes)
-        }
+        hashes = await asyncio.to_thread(_hashes, pending)
         if if_content_changed:
             for position in await self._unchanged(version, tenant, pending, hashes, deadline):
                 outcomes[position] = "unchanged"
                 del pending[position]
         vectors = await self._vectors(pending, deadline)
-        rows: dict[int, Row] = {}
-        for position, item in pending.items():
-            vector = vectors[position]
-            try:
-                if isinstance(vector, ServiceError):
-                    raise vector
-                row = Row(item.id, vector.vector, item.attributes, item.source, hashes.get(position, ""))
-                check_row(version, vector.space, row)
-                rows[position] = row
-            except ServiceError as error:
-                outcomes[position] = error
+        rows, faults = await asyncio.to_thread(_rows, version, pending, vectors, hashes)
+        outcomes.update(faults)
         # A dict keeps the last of several rows with one id.
         last = {row.id: position for position, row in rows.items()}
         winners = [rows[position] for position in last.values()]
@@ -351,3 +339,36 @@ class SearchService:
             raise InvalidArgument(f"ef is {params.ef}: use 1 to {self._settings.max_ef}")
         if params.min_similarity is not None and not -1 <= params.min_similarity <= 1:
             raise InvalidArgument(f"min_similarity is {params.min_similarity}: a cosine lies between -1 and 1")
+
+
+def _hashes(items: Mapping[int, Item]) -> dict[int, str]:
+    """Returns the SHA-256, in hex, of each item's image."""
+    return {
+        position: hashlib.sha256(item.content).hexdigest()
+        for position, item in items.items()
+        if isinstance(item.content, bytes)
+    }
+
+
+def _rows(
+    version: CollectionVersion,
+    items: Mapping[int, Item],
+    vectors: Mapping[int, Embedding | ServiceError],
+    hashes: Mapping[int, str],
+) -> tuple[dict[int, Row], dict[int, ServiceError]]:
+    """Returns the rows that can be stored, and what is wrong with the others."""
+    rows: dict[int, Row] = {}
+    faults: dict[int, ServiceError] = {}
+    for position, item in items.items():
+        vector = vectors[position]
+        if isinstance(vector, ServiceError):
+            faults[position] = vector
+            continue
+        row = Row(item.id, vector.vector, item.attributes, item.source, hashes.get(position, ""))
+        try:
+            check_row(version, vector.space, row)
+        except ServiceError as error:
+            faults[position] = error
+        else:
+            rows[position] = row
+    return rows, faults

@@ -24,7 +24,6 @@ from grpc_status import rpc_status
 import embedder_service
 from embedder_service import decode
 from embedder_service.model import bundle as bundles
-from embedder_service.model.build import build
 from embedder_service.runtimes import load_runtime
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
@@ -85,14 +84,6 @@ def running(bundle, *flags):
                 yield Embedder(process, channel, log["listening"]["metrics_address"])
         finally:
             process.kill()
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory):
-    """A bundle of the real EfficientNet-Lite0, its PCA fitted on the photographs."""
-    folder = tmp_path_factory.mktemp("model") / "bundle"
-    build("efficientnet_lite0", "imagenet", PHOTOGRAPHS, 8, folder, lambda *_: None)
-    return folder
 
 
 @pytest.fixture(scope="module")
