@@ -36,7 +36,8 @@ def find_images(root: Path, exclude: Collection[str] = ()) -> list[ImageFile]:
     Raises:
         CommandError: there is no such folder, or no image in it.
     """
-    root = root.resolve()
+    # A shell leaves "~" alone where it is quoted, as make does with IMAGES.
+    root = root.expanduser().resolve()
     if not root.is_dir():
         raise CommandError(f"{root} is not a folder: give the path of a folder with images")
     files = []
