@@ -52,6 +52,21 @@ def _unpack(archive: Path, directory: Path) -> None:
             if name is None:
                 raise CommandError(f"{archive} does not contain {_ARCHIVE}: remove it and run the command again")
             with outer.open(name) as inner, tarfile.open(fileobj=inner, mode="r:gz") as tar:
-                tar.extractall(directory, filter="data")
+                _extract(tar, directory)
     except (zipfile.BadZipFile, tarfile.TarError) as error:
         raise CommandError(f"{archive} cannot be unpacked: {error}. Remove it and run the command again") from error
+
+
+def _extract(tar: tarfile.TarFile, directory: Path) -> None:
+    """Writes the regular files of an archive. tarfile's own safe way, `filter="data"`, came with Python 3.11.4 only."""
+    root = directory.resolve()
+    for member in tar:
+        content = tar.extractfile(member) if member.isfile() else None
+        if content is None:
+            continue
+        path = (root / member.name).resolve()
+        if not path.is_relative_to(root):
+            raise tarfile.TarError(f"{member.name!r} points outside of the folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with content, path.open("wb") as file:
+            shutil.copyfileobj(content, file)
