@@ -32,25 +32,30 @@ _SERVICE_CONFIG = {
     ],
 }
 
-OPTIONS: list[tuple[str, str | int]] = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    # The configuration above is the client's own; do not ask the DNS for another.
-    ("grpc.service_config_disable_resolution", 1),
-    # A call is retried only while its request fits in this buffer, and batches of images exceed the default, 256 KiB.
-    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
-    # Notices a dead peer behind a silent load balancer, at a pace that servers accept by default.
-    ("grpc.keepalive_time_ms", 300_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-]
-
 
 def connect(target: str) -> grpc.Channel:
     """Opens a channel to `target`, a gRPC name such as "127.0.0.1:50052" or "dns:///search:50052"."""
-    return grpc.insecure_channel(target, options=OPTIONS)
+    return grpc.insecure_channel(target, options=_options(MAX_MESSAGE_BYTES))
 
 
-def connect_aio(target: str) -> grpc.aio.Channel:
+def connect_aio(target: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
     """Opens a channel for asyncio to `target`, as `connect` does."""
-    return grpc.aio.insecure_channel(target, options=OPTIONS)
+    return grpc.aio.insecure_channel(target, options=_options(max_message_bytes))
+
+
+def _options(max_message_bytes: int) -> list[tuple[str, str | int]]:
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        # The configuration above is the client's own; do not ask the DNS for another.
+        ("grpc.service_config_disable_resolution", 1),
+        # A call is retried only while its request fits in this buffer; batches of images exceed the default, 256 KiB.
+        ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
+        # The default backs off to two minutes: calls would fail that long after a service is back.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        # Notices a dead peer behind a silent load balancer, at a pace that servers accept by default.
+        ("grpc.keepalive_time_ms", 300_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]

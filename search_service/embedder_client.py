@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from lookalike.channel import connect_aio
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from search_service.metrics import upstream
 from search_service.records import Embedding, VectorSpace
@@ -23,17 +24,7 @@ class EmbedderClient:
 
     def __init__(self, target: str, max_message_bytes: int) -> None:
         self._target = target
-        self._channel = grpc.aio.insecure_channel(
-            target,
-            options=(
-                ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", max_message_bytes),
-                ("grpc.lb_policy_name", "round_robin"),
-                # The default backs off to two minutes: searches would fail that long after the embedder is back.
-                ("grpc.initial_reconnect_backoff_ms", 200),
-                ("grpc.max_reconnect_backoff_ms", 2000),
-            ),
-        )
+        self._channel = connect_aio(target, max_message_bytes=max_message_bytes)
         self._stub = embedder_pb2_grpc.EmbedderServiceStub(self._channel)
         self._batch_limit: int | None = None
 

@@ -1,4 +1,4 @@
-"""kill -9 of the search service in the middle of an ingest."""
+"""kill -9 of the search service in the middle of an ingest, and of the embedder under a search service."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def search_service(folder: Path, port: int, embedder: str) -> ServerProcess:
     flags = ["--milvus-uri", str(folder / "milvus.db"), "--embedder", embedder]
     flags += ["--address", f"127.0.0.1:{port}", "--metrics-address", "127.0.0.1:0"]
     return ServerProcess("search-service", "search_service.main", flags, folder)
+
+
+def embedder_on(folder: Path, port: int, bundle: Path) -> ServerProcess:
+    flags = ["--bundle", str(bundle), "--address", f"127.0.0.1:{port}", "--metrics-address", "127.0.0.1:0"]
+    return ServerProcess("embedder", "embedder_service.main", flags, folder)
 
 
 def free_port() -> int:
@@ -56,9 +61,8 @@ def test_nothing_acknowledged_is_lost_and_a_second_ingest_completes_the_first(
                 assert error.code is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - in a thread: it ends with the kill
 
     port = free_port()
-    embedder_flags = ["--bundle", str(bundle), "--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]
     with ExitStack() as stack:
-        embedder = stack.enter_context(ServerProcess("embedder", "embedder_service.main", embedder_flags, tmp_path))
+        embedder = stack.enter_context(embedder_on(tmp_path, 0, bundle))
         first = search_service(tmp_path, port, embedder.addresses.grpc)
         first.__enter__()
         thread = threading.Thread(target=ingest, args=(first.addresses.grpc,))
@@ -80,3 +84,27 @@ def test_nothing_acknowledged_is_lost_and_a_second_ingest_completes_the_first(
             assert client.count("photos") == len(files)
             query = client.search("photos", image=demo_images.queries[0].read_bytes(), top_k=5)
             assert {hit.id.split("/")[0] for hit in query.hits} == {demo_images.queries[0].stem}
+
+
+def test_searches_by_image_fail_while_the_embedder_is_away_and_work_when_it_is_back(
+    tmp_path: Path, bundle: Path, demo_images: DemoImages
+) -> None:
+    image = demo_images.queries[0].read_bytes()
+    port = free_port()
+    first = embedder_on(tmp_path, port, bundle)
+    first.__enter__()
+    with (
+        search_service(tmp_path, free_port(), first.addresses.grpc) as search,
+        Client(search.addresses.grpc) as client,
+    ):
+        client.create_collection("photos")
+        client.upsert("photos", [Item("a", image=image), Item("b", image=image)])
+        os.kill(first.pid, signal.SIGKILL)
+        with pytest.raises(LookalikeError) as caught:
+            client.search("photos", image=image)
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert "embedder" in caught.value.message
+        # What needs no embedding goes on.
+        assert [hit.id for hit in client.search("photos", id="a").hits] == ["b"]
+        with embedder_on(tmp_path, port, bundle):
+            assert {hit.id for hit in client.search("photos", image=image).hits} == {"a", "b"}
