@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self, Unpack
+from collections.abc import Sequence
+from typing import Unpack
 
 import grpc
 
 from lookalike import types as t
 from lookalike._convert import search as convert
-from lookalike.channel import connect_aio
-from lookalike.errors import LookalikeError, translated
+from lookalike.connection import AsyncConnection
+from lookalike.errors import LookalikeError
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
 
 
-class AsyncClient:
+class AsyncClient(AsyncConnection):
     """`Client` for asyncio: the same methods, arguments, results and errors. Belongs to one event loop.
 
     >>> async with AsyncClient("127.0.0.1:50052") as client:
@@ -24,21 +23,8 @@ class AsyncClient:
     """
 
     def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0) -> None:
-        self._channel = connect_aio(target)
+        super().__init__(target, timeout)
         self._stub = SearchServiceStub(self._channel)
-        self._timeout = timeout
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the connection; calls in progress fail as CANCELLED."""
-        await self._channel.close()
 
     # ---- Collections
 
@@ -128,7 +114,3 @@ class AsyncClient:
         """Finds the stored rows most similar to an image, a vector or a stored row; see `Client.search`."""
         request = convert.search_request(collection, image, vector, id, tenant, options)
         return convert.search_result(await self._call(self._stub.Search, request))
-
-    async def _call(self, method: Callable[..., Any], request: object) -> Any:
-        with translated():
-            return await method(request, timeout=self._timeout)

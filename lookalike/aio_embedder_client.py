@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Sequence
 
 from lookalike import types as t
 from lookalike._convert import embedder as convert
-from lookalike.channel import connect_aio
+from lookalike.connection import AsyncConnection
 from lookalike.embedder.v1 import embedder_pb2 as pb
 from lookalike.embedder.v1.embedder_pb2_grpc import EmbedderServiceStub
-from lookalike.errors import LookalikeError, translated
+from lookalike.errors import LookalikeError
 
 
-class AsyncEmbedderClient:
+class AsyncEmbedderClient(AsyncConnection):
     """`EmbedderClient` for asyncio: the same methods, arguments, results and errors. Belongs to one event loop.
 
     >>> async with AsyncEmbedderClient("127.0.0.1:50051") as embedder:
@@ -22,21 +20,8 @@ class AsyncEmbedderClient:
     """
 
     def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
-        self._channel = connect_aio(target)
+        super().__init__(target, timeout)
         self._stub = EmbedderServiceStub(self._channel)
-        self._timeout = timeout
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the connection; calls in progress fail as CANCELLED."""
-        await self._channel.close()
 
     async def get_model(self) -> t.ModelDescription:
         """Describes the model that is served, and the limits on requests."""
@@ -53,7 +38,3 @@ class AsyncEmbedderClient:
         """Embeds several images, at most `EmbedderLimits.max_batch_images`; returns a vector, or an error, for each."""
         request = convert.embed_batch_request(images, expected_fingerprint)
         return convert.embedding_batch(await self._call(self._stub.EmbedBatch, request))
-
-    async def _call(self, method: Callable[..., Any], request: object) -> Any:
-        with translated():
-            return await method(request, timeout=self._timeout)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self, Unpack
+from collections.abc import Sequence
+from typing import Unpack
 
 import grpc
 
 from lookalike import types as t
 from lookalike._convert import search as convert
-from lookalike.channel import connect
-from lookalike.errors import LookalikeError, translated
+from lookalike.connection import Connection
+from lookalike.errors import LookalikeError
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
 
 
-class Client:
+class Client(Connection):
     """Stores images in collections and searches them. Safe to share between threads.
 
     Every method raises `LookalikeError` if the call failed, and ValueError or TypeError for arguments that no service
@@ -38,21 +37,8 @@ class Client:
     """
 
     def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0) -> None:
-        self._channel = connect(target)
+        super().__init__(target, timeout)
         self._stub = SearchServiceStub(self._channel)
-        self._timeout = timeout
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the connection; calls in progress fail as CANCELLED."""
-        self._channel.close()
 
     # ---- Collections
 
@@ -169,7 +155,3 @@ class Client:
         """
         request = convert.search_request(collection, image, vector, id, tenant, options)
         return convert.search_result(self._call(self._stub.Search, request))
-
-    def _call(self, method: Callable[..., Any], request: object) -> Any:
-        with translated():
-            return method(request, timeout=self._timeout)

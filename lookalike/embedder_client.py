@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Sequence
 
 from lookalike import types as t
 from lookalike._convert import embedder as convert
-from lookalike.channel import connect
+from lookalike.connection import Connection
 from lookalike.embedder.v1 import embedder_pb2 as pb
 from lookalike.embedder.v1.embedder_pb2_grpc import EmbedderServiceStub
-from lookalike.errors import LookalikeError, translated
+from lookalike.errors import LookalikeError
 
 
-class EmbedderClient:
+class EmbedderClient(Connection):
     """Turns images into vectors. Safe to share between threads.
 
     Images are the bytes of JPEG, PNG, WebP, GIF, BMP or TIFF files. Every method raises `LookalikeError` if the call
@@ -30,21 +28,8 @@ class EmbedderClient:
     """
 
     def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
-        self._channel = connect(target)
+        super().__init__(target, timeout)
         self._stub = EmbedderServiceStub(self._channel)
-        self._timeout = timeout
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the connection; calls in progress fail as CANCELLED."""
-        self._channel.close()
 
     def get_model(self) -> t.ModelDescription:
         """Describes the model that is served, and the limits on requests."""
@@ -61,7 +46,3 @@ class EmbedderClient:
         """Embeds several images, at most `EmbedderLimits.max_batch_images`; returns a vector, or an error, for each."""
         request = convert.embed_batch_request(images, expected_fingerprint)
         return convert.embedding_batch(self._call(self._stub.EmbedBatch, request))
-
-    def _call(self, method: Callable[..., Any], request: object) -> Any:
-        with translated():
-            return method(request, timeout=self._timeout)
