@@ -159,7 +159,8 @@ def translate(error: Exception, operation: str) -> Failure | None:
         kind, code, text = _BY_STATUS.get(status, _UNKNOWN), str(status.name), str(error.details() or "")
     else:
         return None
-    message = f"Milvus refused or failed the {operation} ({code}): {text.strip()}"
+    # What follows the first line draws an arrow under the expression, or is a stack trace of the server.
+    message = f"Milvus refused or failed the {operation} ({code}): {text.strip().partition(chr(10))[0]}"
     return Failure(_make(kind, f"{message}: {kind.advice}" if kind.advice else message), kind.retriable)
 
 
