@@ -52,7 +52,8 @@ def ensure_bundle(
 
 
 def _build(path: Path, files: Sequence[ImageFile], backbone: str, weights: str, dims: int) -> Bundle:
-    from embedder_service.model.build import build  # with TensorFlow: only when there is something to build
+    # With TensorFlow: only when there is something to build.
+    from embedder_service.model.build import TooFewImages, build
 
     try:
         with stages() as show:
@@ -62,6 +63,11 @@ def _build(path: Path, files: Sequence[ImageFile], backbone: str, weights: str, 
             raise
         print(f"  {error.message}. Taking {FALLBACK_BACKBONE}, whose weights are installed here.", flush=True)
         return ensure_bundle(path, files, backbone=FALLBACK_BACKBONE, dims=dims)
+    except TooFewImages as error:
+        if error.readable < _LEAST_IMAGES:
+            raise
+        print(f"  {error.message}. Taking {error.readable - 1}.", flush=True)
+        return _build(path, files, backbone, weights, error.readable - 1)
     if built.skipped:
         print(f"  Left out what cannot be read: {len(built.skipped)} of the images, such as {built.skipped[0].path}.")
     return built.bundle

@@ -25,7 +25,7 @@ from embedder_service.model.ov import openvino as ov
 from embedder_service.runtimes.openvino import OpenVinoRuntime
 from service_kit.errors import FailedPrecondition, InvalidArgument
 
-__all__ = ["Built", "Progress", "Skipped", "build"]
+__all__ = ["Built", "Progress", "Skipped", "TooFewImages", "build"]
 
 _POOLING = "average"
 _NORMALISATION = "l2"
@@ -42,6 +42,14 @@ class Built:
     skipped: list[Skipped]
 
 
+class TooFewImages(InvalidArgument):
+    """There are fewer readable images, `readable`, than the PCA is to have dimensions."""
+
+    def __init__(self, message: str, readable: int) -> None:
+        super().__init__(message)
+        self.readable = readable
+
+
 def build(
     backbone: str, weights: str, image_paths: Sequence[Path], dims: int | None, out: Path, progress: Progress
 ) -> Built:
@@ -56,7 +64,8 @@ def build(
         progress: called as the work goes on, with the stage, the steps done and the steps there are.
 
     Raises:
-        InvalidArgument: no such backbone, `dims` out of range, or fewer readable images than `dims`.
+        InvalidArgument: no such backbone, or `dims` out of range.
+        TooFewImages: fewer readable images than `dims`.
         FailedPrecondition: `out` is there and is something else than a bundle.
         WeightsUnavailable: see `network.create`.
     """
@@ -103,9 +112,10 @@ def _check_enough(images: int, dims: int | None, skipped: list[Skipped]) -> None
     unreadable = ""
     if skipped:
         unreadable = f" ({len(skipped)} more could not be read; the first: {skipped[0].path}: {skipped[0].reason})"
-    raise InvalidArgument(
+    raise TooFewImages(
         f"{images} readable images are too few to fit {dims} dimensions{unreadable}; "
-        f"give at least {dims} images, or choose at most {images} dimensions"
+        f"give at least {dims} images, or choose at most {images} dimensions",
+        images,
     )
 
 

@@ -36,7 +36,9 @@ def test_the_quick_start_takes_a_folder_of_ones_own_however_small(tmp_path: Path
     mine.mkdir()
     for index, query in enumerate(demo_images.queries[:6]):
         (mine / f"{index}.jpg").write_bytes(query.read_bytes())
-    (mine / "broken.jpg").write_bytes(b"not an image")
+    for name, content in (("broken.jpg", b"not an image"), ("empty.png", b""), ("short.gif", b"GIF89a")):
+        (mine / name).write_bytes(content)
     output = quickstart(tmp_path, "--images", str(mine))
-    assert "broken.jpg" in output
+    assert "6 readable images are too few to fit 8 dimensions" in output
+    assert "9 images found = 6 stored + 0 unchanged + 3 failed" in output
     assert (tmp_path / "var" / "quickstart" / "report.html").exists()
