@@ -36,6 +36,7 @@ from service_kit.errors import InvalidArgument, NotFound, ServiceError
 
 DEFAULT_TOP_K = 10
 _CHECK_TIMEOUT = 10.0  # seconds
+_GAUGES_INTERVAL = 30.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class SearchService:
         self._store = store
         self._embedder = embedder
         self._settings = settings
+        self._gauges_due = 0.0
 
     # ---- Collections
 
@@ -238,10 +240,12 @@ class SearchService:
         return SearchResult(found, version, ef, params.exact, timings.seconds())
 
     async def check(self) -> None:
-        """Makes sure that a real search works now, and brings the gauges of the collections up to date."""
-        deadline = time.monotonic() + _CHECK_TIMEOUT
-        await self._store.ping(deadline=deadline)
-        metrics.show_collections(await self._store.list_collections(deadline=deadline))
+        """Makes sure that a real search works now, and now and then brings the gauges of the collections up to date."""
+        now = time.monotonic()
+        await self._store.ping(deadline=now + _CHECK_TIMEOUT)
+        if now >= self._gauges_due:  # counting rows is dear on Milvus Lite, and so are many collections anywhere
+            metrics.show_collections(await self._store.list_collections(deadline=now + _CHECK_TIMEOUT))
+            self._gauges_due = now + _GAUGES_INTERVAL
 
     # ---- Vectors
 
