@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -185,8 +186,9 @@ class MilvusStore(Catalog):
         """Delete the rows that a filter chooses. Returns how many. After an error some may be gone: send it again."""
         expression = self._expression(version, condition, tenant)
         deleted = 0
-        while count := await self._delete(version, expression, deadline):
-            deleted += count
+        with _blaming(condition):
+            while count := await self._delete(version, expression, deadline):
+                deleted += count
         return deleted
 
     async def get(
@@ -219,7 +221,8 @@ class MilvusStore(Catalog):
         """How many rows there are, or how many of them a filter chooses."""
         expression = self._expression(version, condition, tenant)
         call = milvus_calls.count(version, expression, _consistency(read_your_writes))
-        return await self._access.read(version.physical_name, "count", call, deadline)
+        with _blaming(condition):
+            return await self._access.read(version.physical_name, "count", call, deadline)
 
     async def scan(
         self,
@@ -237,7 +240,8 @@ class MilvusStore(Catalog):
         while True:
             after = _all_of(expression, f"id > {string_literal(last)}")
             call = milvus_calls.page(version, after, output, page_rows)
-            page = await self._access.read(version.physical_name, "scan", call, deadline)
+            with _blaming(condition):
+                page = await self._access.read(version.physical_name, "scan", call, deadline)
             if page:
                 yield page
             if len(page) < page_rows:
@@ -298,7 +302,8 @@ class MilvusStore(Catalog):
         breadth = effective_ef(ef, top_k + offset, filtered=bool(expression))
         level = _consistency(read_your_writes)
         call = milvus_calls.search(version, queries, top_k, offset, expression, breadth, output, level)
-        return await self._access.read(version.physical_name, "search", call, deadline)
+        with _blaming(condition):
+            return await self._access.read(version.physical_name, "search", call, deadline)
 
     async def _search_exactly(
         self,
@@ -336,6 +341,17 @@ def effective_ef(ef: int | None, wanted: int, *, filtered: bool) -> int:
     """The breadth of an HNSW search for the best `wanted` rows: `ef` or its default, which a filter makes larger."""
     default = min(MAX_EF, max(_DEFAULT_EF_FILTERED if filtered else _DEFAULT_EF, 4 * wanted))
     return max(ef or default, wanted)
+
+
+@contextmanager
+def _blaming(condition: Filter | None) -> Iterator[None]:
+    """Names the filter where Milvus refuses a request that has one: the rest of it has been checked before."""
+    try:
+        yield
+    except InvalidArgument as error:
+        if condition is None:
+            raise
+        raise InvalidArgument(f"{error.message}: check the filter {condition.expression[:200]!r}") from error
 
 
 def _keys(version: CollectionVersion, ids: Sequence[str], tenant: str) -> Iterator[list[str]]:
