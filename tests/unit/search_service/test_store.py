@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DIMENSION, SPACE, MilvusProcess, free_port, make_rows, unit_vectors, within
+from milvus_samples import DIMENSION, SPACE, MilvusProcess, free_port, make_rows, unit_vectors, within
 
 from search_service.filters import Filter
 from search_service.records import OUTPUT_FIELDS, CollectionVersion, Hit, IndexSpec, Row, VectorSpace
@@ -469,7 +469,7 @@ async def test_a_reopened_store_has_all_and_searches(uri: str) -> None:
 _WRITE_UNTIL_KILLED = """
 import asyncio, sys, time
 sys.path[:0] = [{tests!r}]
-from conftest import SPACE, make_rows, within
+from milvus_samples import SPACE, make_rows, within
 from search_service.store import MilvusStore
 
 async def main():
