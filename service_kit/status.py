@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
+from lookalike import errors as client
 from service_kit import errors
 
 CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
@@ -23,7 +23,7 @@ CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
     errors.Internal: grpc.StatusCode.INTERNAL,
 }
 # Another service's INTERNAL is not this one's: to a caller of this one it is a dependency that failed.
-_ERRORS = {code.value[0]: error for error, code in CODES.items() if error is not errors.Internal}
+_ERRORS = {code: error for error, code in CODES.items() if error is not errors.Internal}
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -55,19 +55,12 @@ def from_status(status: status_pb2.Status, subject: str = "") -> errors.ServiceE
 
     A code that no service error has (INTERNAL, UNKNOWN and so on) is a fault of that service: Unavailable.
     """
-    message = f"{subject}: {status.message}" if subject else status.message
-    error = _ERRORS.get(status.code, errors.Unavailable)
-    if error in (errors.ResourceExhausted, errors.Unavailable):
-        return error(message, _retry_after(status))
-    return error(message)
+    return _from_client(client.from_status(status), subject)
 
 
 def from_rpc_error(error: grpc.RpcError, subject: str) -> errors.ServiceError:
     """Returns the error that a failed call to another service stands for."""
-    status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
-    if status is None:
-        status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
-    return from_status(status, subject)
+    return _from_client(client.from_call(error), subject)
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.ServiceError) -> None:
@@ -76,9 +69,9 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.Servi
     await context.abort(code_of(error), error.message, trailing_metadata=((_DETAILS_KEY, details),))
 
 
-def _retry_after(status: status_pb2.Status) -> float | None:
-    info = error_details_pb2.RetryInfo()
-    for detail in status.details:
-        if detail.Unpack(info):
-            return float(info.retry_delay.ToNanoseconds() / 1e9)
-    return None
+def _from_client(error: client.LookalikeError, subject: str) -> errors.ServiceError:
+    message = f"{subject}: {error.message}" if subject else error.message
+    kind = _ERRORS.get(error.code, errors.Unavailable)
+    if kind in (errors.ResourceExhausted, errors.Unavailable):
+        return kind(message, error.retry_after)
+    return kind(message)
