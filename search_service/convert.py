@@ -46,20 +46,13 @@ def space_from(message: pb.VectorSpace) -> VectorSpace:
 
 
 def index_from(message: pb.IndexSpec) -> IndexSpec:
-    """Returns an index, with defaults in the place of what is unset."""
+    """Returns an index, with defaults in the place of what is unset; the store checks it."""
     if message.type == pb.INDEX_TYPE_FLAT:
         return IndexSpec("FLAT")
     if message.type not in (pb.INDEX_TYPE_UNSPECIFIED, pb.INDEX_TYPE_HNSW):
         raise Unimplemented("this server has the index types FLAT and HNSW only")
     default = IndexSpec()
-    m, ef_construction = message.m or default.m, message.ef_construction or default.ef_construction
-    if not 2 <= m <= 100:
-        raise InvalidArgument(f"index.m is {m}: use 2 to 100, or 0 for the default, {default.m}")
-    if not 8 <= ef_construction <= 512:
-        raise InvalidArgument(
-            f"index.ef_construction is {ef_construction}: use 8 to 512, or 0 for the default, {default.ef_construction}"
-        )
-    return IndexSpec("HNSW", m, ef_construction)
+    return IndexSpec("HNSW", message.m or default.m, message.ef_construction or default.ef_construction)
 
 
 def item_from(message: pb.UpsertItem) -> Item | InvalidArgument:

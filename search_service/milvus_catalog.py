@@ -258,7 +258,11 @@ def _check(space: VectorSpace, index: IndexSpec) -> None:
         raise InvalidArgument(f"dimension {space.dimension} is not allowed: use 2 to {MAX_DIMENSION}")
     if index.type not in ("HNSW", "FLAT"):
         raise InvalidArgument(f"index type {index.type!r} is not known: use HNSW or FLAT")
-    if not 2 <= index.m <= 2048:
-        raise InvalidArgument(f"m {index.m} is not allowed: use 2 to 2048, best 5 to 100")
-    if not 1 <= index.ef_construction <= MAX_EF:
-        raise InvalidArgument(f"ef_construction {index.ef_construction} is not allowed: use 1 to {MAX_EF}")
+    # The contract's ranges, narrower than those of Milvus: beyond them an index only gets slow, or useless.
+    if not 2 <= index.m <= 100:
+        raise InvalidArgument(f"index.m {index.m} is not allowed: use 2 to 100, or leave it out for {DEFAULT_INDEX.m}")
+    if not 8 <= index.ef_construction <= 512:
+        raise InvalidArgument(
+            f"index.ef_construction {index.ef_construction} is not allowed: use 8 to 512, or leave it out for "
+            f"{DEFAULT_INDEX.ef_construction}"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -125,6 +125,3 @@ class Hit:
 
     similarity: float
     row: StoredRow
-
-
-Hits = Sequence[Hit]
