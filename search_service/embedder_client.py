@@ -13,9 +13,11 @@ from lookalike.channel import connect_aio
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from search_service.metrics import upstream
 from search_service.records import Embedding, VectorSpace
+from service_kit import calls, tracing
 from service_kit.errors import DeadlineExceeded, ServiceError
 from service_kit.status import from_rpc_error, from_status
 
+_SERVICE: str = embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name
 _UPSTREAM = "embedder"
 
 
@@ -69,7 +71,8 @@ class EmbedderClient:
             if timeout <= 0:
                 raise DeadlineExceeded("the deadline passed before the embedder was called")
             try:
-                return await rpc(request, timeout=timeout)
+                with tracing.client_span(_SERVICE, method):
+                    return await rpc(request, timeout=timeout, metadata=calls.outgoing_metadata())
             except grpc.RpcError as error:
                 raise from_rpc_error(error, f"embedder at {self._target}") from error
 

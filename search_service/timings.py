@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from service_kit import tracing
+
 
 class Timings:
     """Collects the seconds spent in named stages, from its creation on."""
@@ -16,10 +18,11 @@ class Timings:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times the block as one stage."""
+        """Times the block as one stage, which is a span in traces."""
         started = time.monotonic()
         try:
-            yield
+            with tracing.span(name):
+                yield
         finally:
             self._stages[name] = time.monotonic() - started
 

@@ -54,6 +54,10 @@ class Unavailable(ServiceError):
         self.retry_after = retry_after
 
 
+class Broken(Unavailable):
+    """The server cannot recover by itself, its only worker being lost for one: it ends, for another to be started."""
+
+
 class Unimplemented(ServiceError):
     """The server, or the database behind it, does not have this feature."""
 

@@ -1,19 +1,23 @@
-"""What happens around every call: it is counted and timed, and its errors become statuses."""
+"""What happens around every call: it is named, limited, counted, timed and traced, and its errors become statuses."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
 from prometheus_client import Counter, Histogram
 
-from service_kit import status
-from service_kit.errors import ServiceError
+from service_kit import calls, status, tracing
+from service_kit.errors import Internal, InvalidArgument, ResourceExhausted, ServiceError, Unimplemented
 from service_kit.logs import log
 
 _STARTED = Counter("grpc_server_started_total", "Calls started.", ["grpc_service", "grpc_method"])
@@ -26,82 +30,184 @@ _HANDLING = Histogram(
     ["grpc_service", "grpc_method"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1, 2.5, 5),
 )
+# What tells others how the server is must be told when it is full, too; of these calls no traces are made.
+_EXEMPT = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+_RETRY_AFTER = 1.0  # seconds
 _log = logging.getLogger(__name__)
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Counts, times and guards every call of every service of a server."""
+    """Guards every call of every service of a server."""
+
+    def __init__(self, max_calls: int) -> None:
+        """
+        Args:
+            max_calls: calls in progress at most, but for those to health and reflection; others are refused before
+                their request is read.
+        """
+        self._max_calls = max_calls
+        self._full = ResourceExhausted(f"the server has {max_calls} calls in progress, its limit", _RETRY_AFTER)
+        self._calls = 0
+        self._methods: dict[str, _Method] = {}
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
-            return handler
-        _, service, method = handler_call_details.method.split("/")
-        return _guarded(handler, service, method)
+    ) -> _Handler | None:
+        # This runs in the task that runs the call: the id lasts as long as the call, and so does its place.
+        calls.begin(handler_call_details.invocation_metadata)
+        name: str = handler_call_details.method
+        method = self._methods.get(name)
+        if method is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return _unknown(name)
+            method = self._methods[name] = _Method(name, handler, self._full)
+        if method.exempt:
+            return method.guarded
+        if self._calls >= self._max_calls:
+            return method.refusing
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls += 1
+        task.add_done_callback(self._ended)
+        return method.guarded
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._calls -= 1
 
 
-def _guarded(handler: Any, service: str, method: str) -> grpc.RpcMethodHandler[Any, Any]:
-    def unary(behaviour: Any) -> Any:
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            async with _call(context, service, method):
-                return await behaviour(request, context)
+class _Method:
+    """A method's guarded handler, and the one that refuses its calls while the server is `full`; made once."""
 
-        return call
+    def __init__(self, name: str, handler: Any, full: ServiceError) -> None:
+        _, self.service, self.name = name.split("/")
+        self.exempt = self.service in _EXEMPT
+        self.started = _STARTED.labels(self.service, self.name)
+        self.seconds = _HANDLING.labels(self.service, self.name)
+        self.guarded = self._guard(handler)
+        self.refusing = self._guard(_refusing(full))
 
-    def stream(behaviour: Any) -> Any:
-        if inspect.iscoroutinefunction(behaviour):  # it writes to the context instead of yielding, as health's Watch
-            return unary(behaviour)
+    def _guard(self, handler: Any) -> _Handler:
+        deserialize = handler.request_deserializer
 
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            async with _call(context, service, method):
-                async for response in behaviour(request, context):
-                    yield response
+        def unary(behaviour: Any) -> Any:
+            async def call(request: Any, context: _Context) -> Any:
+                async with _Call(self, context):
+                    return await behaviour(received(request), context)
 
-        return call
+            return call
 
-    kinds: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
-        (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary, unary),
-        (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream, stream),
-        (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary, unary),
-        (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream, stream),
-    }
-    make, behaviour, wrap = kinds[handler.request_streaming, handler.response_streaming]
-    guarded: grpc.RpcMethodHandler[Any, Any] = make(
-        wrap(behaviour),
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
-    return guarded
+        def stream(behaviour: Any) -> Any:
+            if inspect.iscoroutinefunction(
+                behaviour
+            ):  # it writes to the context instead of yielding, as health's Watch
+                return unary(behaviour)
+
+            async def call(request: Any, context: _Context) -> AsyncIterator[Any]:
+                async with _Call(self, context):
+                    async for response in behaviour(received(request), context):
+                        yield response
+
+            return call
+
+        def received(request: Any) -> Any:
+            """Reads a message within the guard: gRPC answers one that is damaged with a stack trace in the log."""
+            return request if handler.request_streaming or deserialize is None else deserialize(request)
+
+        kinds: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
+            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary, unary),
+            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream, stream),
+            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary, unary),
+            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream, stream),
+        }
+        make, behaviour, wrap = kinds[handler.request_streaming, handler.response_streaming]
+        guarded: _Handler = make(
+            wrap(behaviour),
+            request_deserializer=deserialize if handler.request_streaming else None,
+            response_serializer=handler.response_serializer,
+        )
+        return guarded
 
 
-@asynccontextmanager
-async def _call(context: grpc.aio.ServicerContext[Any, Any], service: str, method: str) -> AsyncIterator[None]:
-    started = time.monotonic()
-    _STARTED.labels(service, method).inc()
-    code = grpc.StatusCode.CANCELLED  # what it is if the call is torn down from outside
-    try:
-        yield
-        code = _code(context.code())
-    except ServiceError as error:
-        code = status.code_of(error)
+class _Call:
+    """The guard of one call, around its handler."""
+
+    __slots__ = ("_context", "_method", "_peer", "_span", "_started")
+
+    def __init__(self, method: _Method, context: _Context) -> None:
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        method, context = self._method, self._context
+        self._started = time.monotonic()
+        method.started.inc()
+        calls.return_request_id(context)
+        # Asked now: a stream that is closed late has no call any more that could be asked.
+        self._peer = context.peer() if _log.isEnabledFor(logging.DEBUG) else ""
+        self._span = None
+        if not method.exempt:
+            self._span = tracing.begin_call(method.service, method.name, context, calls.request_id())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        method, context = self._method, self._context
+        code = grpc.StatusCode.CANCELLED  # what it is if the call is torn down from outside
+        try:
+            if error is None or isinstance(error, grpc.aio.AbortError):
+                code = _code(context.code())
+            elif isinstance(error, Exception):
+                answer = _answer(error, method)
+                code = status.code_of(answer)
+                await status.abort(context, answer)
+        finally:
+            seconds = time.monotonic() - self._started
+            _HANDLED.labels(method.service, method.name, status.code_name(code)).inc()
+            method.seconds.observe(seconds)
+            tracing.end_call(self._span, code)
+            if self._peer:
+                fields = {"service": method.service, "method": method.name, "code": code.name}
+                log(_log, logging.DEBUG, "call ended", **fields, seconds=round(seconds, 6), peer=self._peer)
+
+
+def _answer(error: Exception, method: _Method) -> ServiceError:
+    """Returns what a caller is told of an error; a fault of our own goes to the log."""
+    match error:
+        case ServiceError():
+            return error
+        case NotImplementedError():  # from the generated base class of a service
+            return Unimplemented(f"{method.name} is part of the contract, but this server does not have it yet")
+        case DecodeError():
+            return InvalidArgument(f"the request is not a message that {method.name} takes")
+    log(_log, logging.ERROR, "call failed", service=method.service, method=method.name)
+    return Internal("internal error; the server's log has the details")
+
+
+def _refusing(error: ServiceError) -> _Handler:
+    """Returns a handler that ends a call of any kind with `error`, without reading a request."""
+
+    async def refuse(requests: Any, context: _Context) -> None:
         await status.abort(context, error)
-    except grpc.aio.AbortError:
-        code = _code(context.code())
-        raise
-    except NotImplementedError:  # from the generated base class of a service
-        code = grpc.StatusCode.UNIMPLEMENTED
-        await context.abort(code, f"{method} is part of the contract, but this server does not have it yet")
-    except Exception:
-        code = grpc.StatusCode.INTERNAL
-        log(_log, logging.ERROR, "call failed", service=service, method=method)
-        await context.abort(code, "internal error; the server's log has the details")
-    finally:
-        _HANDLED.labels(service, method, status.code_name(code)).inc()
-        _HANDLING.labels(service, method).observe(time.monotonic() - started)
+
+    handler: _Handler = grpc.stream_stream_rpc_method_handler(refuse)
+    return handler
+
+
+def _unknown(name: str) -> _Handler:
+    """Returns a handler for a method that nobody has; not counted, because anybody can make up names."""
+
+    async def refuse(requests: Any, context: _Context) -> None:
+        calls.return_request_id(context)
+        await status.abort(context, Unimplemented(f"this server has no method {name}"))
+
+    handler: _Handler = grpc.stream_stream_rpc_method_handler(refuse)
+    return handler
 
 
 def _code(code: Any) -> grpc.StatusCode:

@@ -1,4 +1,4 @@
-"""Structured logs: an event, then its fields, as a console line or a JSON object. To stderr."""
+"""Structured logs: an event, its fields and the request's id, as a console line or a JSON object. To stderr."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import logging
 import sys
 import time
 from typing import Any
+
+from service_kit import calls
 
 _FIELDS = "fields"
 
@@ -28,7 +30,7 @@ def log(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:
 
 class _ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {key}={_quoted(value)}" for key, value in getattr(record, _FIELDS, {}).items())
+        fields = "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
         line = f"{_time(record)} {record.levelname:<7} {record.name}: {record.getMessage()}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -40,11 +42,18 @@ class _JsonFormatter(logging.Formatter):
             "severity": record.levelname,
             "logger": record.name,
             "event": record.getMessage(),
-            **getattr(record, _FIELDS, {}),
+            **_fields(record),
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = getattr(record, _FIELDS, {})
+    # A line is formatted by the code that logs it, so the request is its own.
+    request_id = calls.request_id()
+    return {**fields, "request_id": request_id} if request_id else fields
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -46,11 +46,20 @@ class ServerSettings:
     metrics_address: str = setting(
         "127.0.0.1:0", "HOST:PORT to serve Prometheus metrics on; port 0 takes any free one."
     )
+    health_address: str | None = setting(
+        None,
+        "HOST:PORT to serve health checks on as well, in plaintext and apart from calls; port 0 takes any free one.",
+    )
+    liveness_timeout: float = setting(
+        30.0, "Seconds that the event loop may hang until health checks on the health address fail.", min=0.1
+    )
     address_file: Path | None = setting(
         None, "File to write the bound addresses to, as JSON, once the server is ready."
     )
     max_message_bytes: int = setting(64 << 20, "Largest gRPC message accepted, in bytes.", min=1 << 10)
-    max_concurrent_rpcs: int = setting(1024, "Calls in progress at most; others get RESOURCE_EXHAUSTED.", min=1)
+    max_concurrent_rpcs: int = setting(
+        1024, "Calls in progress at most, health checks not counted; others get RESOURCE_EXHAUSTED.", min=1
+    )
     reflection: bool = setting(True, "Serve gRPC reflection, so that generic clients work.")
     readiness_interval: float = setting(5.0, "Seconds between two checks that the server can really serve.", min=0.1)
     drain_delay: float = setting(4.0, "Seconds between telling health checks and refusing calls, on SIGTERM.", min=0)

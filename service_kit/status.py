@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from lookalike import errors as client
 from service_kit import errors
+from service_kit.calls import add_trailing_metadata
 
 CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -65,8 +66,8 @@ def from_rpc_error(error: grpc.RpcError, subject: str) -> errors.ServiceError:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.ServiceError) -> None:
     """Ends a call with the status of an error. Never returns."""
-    details = to_status(error).SerializeToString()
-    await context.abort(code_of(error), error.message, trailing_metadata=((_DETAILS_KEY, details),))
+    add_trailing_metadata(context, (_DETAILS_KEY, to_status(error).SerializeToString()))
+    await context.abort(code_of(error), error.message)
 
 
 def _from_client(error: client.LookalikeError, subject: str) -> errors.ServiceError:

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if signal.getsignal(number) is signal.SIG_DFL:  # under nohup a hang-up is ignored
             signal.signal(number, _interrupt)
     try:
+        _set_up_tracing()
         code: int = args.run(args)
     except KeyboardInterrupt:
         print("\nlookalike: interrupted", file=sys.stderr)
@@ -37,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lookalike: {message}", file=sys.stderr)
         return 1
     return code
+
+
+def _set_up_tracing() -> None:
+    from service_kit import tracing
+
+    tracing.configure("lookalike", instrument_clients=True)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -34,6 +34,7 @@ class Addresses:
 
     grpc: str
     metrics: str
+    health: str | None = None
 
 
 class ServerProcess:
