@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from embedder_service import decode, metrics, rpc
@@ -19,6 +19,7 @@ from embedder_service.runtimes.cores import available_cores
 from embedder_service.settings import PREFIX, EmbedderSettings, validate
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from service_kit import process
+from service_kit.errors import Broken
 from service_kit.logs import log
 from service_kit.server import Server
 
@@ -41,12 +42,14 @@ async def serve(settings: EmbedderSettings) -> int:
     started = time.monotonic()
     manifest, runtime = load(settings)
     try:
-        pipeline = build_pipeline(settings, manifest, runtime)
+        server = Server(settings)
+        pipeline = build_pipeline(settings, manifest, runtime, server.fail)
         try:
             await pipeline.warm_up()
             metrics.MODEL_LOAD.set(time.monotonic() - started)
-            server = Server(settings)
-            servicer = rpc.EmbedderServicer(pipeline, describe_model(manifest, runtime), describe_limits(settings))
+            servicer = rpc.EmbedderServicer(
+                pipeline, describe_model(manifest, runtime), describe_limits(settings), server.draining
+            )
             embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)
             return await server.run([rpc.SERVICE], pipeline.check)
         finally:
@@ -75,12 +78,20 @@ def load(settings: EmbedderSettings) -> tuple[Manifest, Runtime]:
     return manifest, runtime
 
 
-def build_pipeline(settings: EmbedderSettings, manifest: Manifest, runtime: Runtime) -> Pipeline:
-    """Puts the transport-free core together."""
+def build_pipeline(
+    settings: EmbedderSettings, manifest: Manifest, runtime: Runtime, on_lost: Callable[[Broken], None]
+) -> Pipeline:
+    """Puts the transport-free core together; `on_lost` is called if the model is lost for good."""
     size = manifest.input
+    decode_threads = settings.decode_threads or available_cores()
     metrics.QUEUE_CAPACITY.set(settings.queue_images)
     return Pipeline(
-        Admission(settings.queue_images, settings.queue_bytes),
+        Admission(
+            settings.queue_images,
+            settings.queue_bytes,
+            max_seconds=settings.queue_seconds,
+            bulk_share=settings.bulk_share,
+        ),
         partial(
             decode.decode,
             height=size.height,
@@ -88,9 +99,14 @@ def build_pipeline(settings: EmbedderSettings, manifest: Manifest, runtime: Runt
             resize=size.resize,
             max_pixels=settings.max_image_pixels,
         ),
-        Batcher(runtime, (size.height, size.width, 3)),
-        # The model takes every core already; more decoders would only take them from it.
-        decode_threads=settings.decode_threads or max(1, available_cores() // 2),
+        Batcher(
+            runtime,
+            (size.height, size.width, 3),
+            ahead=decode_threads,
+            stall_timeout=settings.stall_timeout,
+            on_lost=on_lost,
+        ),
+        decode_threads=decode_threads,
         max_image_bytes=settings.max_image_bytes,
     )
 
@@ -125,6 +141,7 @@ def describe_limits(settings: EmbedderSettings) -> embedder_pb2.Limits:
         max_image_pixels=settings.max_image_pixels,
         max_batch_images=settings.max_batch_images,
         max_message_bytes=settings.max_message_bytes,
+        max_stream_in_flight=settings.max_stream_in_flight,
     )
 
 

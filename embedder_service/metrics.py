@@ -12,21 +12,32 @@ IMAGES = Counter(
     ["outcome"],
 )
 REJECTED = Counter(
-    "embedder_rejected_images_total", "Images refused because the queue was full of images or of bytes.", ["reason"]
+    "embedder_rejected_images_total",
+    "Images refused because the queue was full of images, of bytes, or of seconds of work.",
+    ["reason"],
+)
+EXPIRED = Counter(
+    "embedder_expired_images_total",
+    "Images that nobody waited for any more (a deadline passed, a caller went away), by the stage they were in: admit, "
+    "queue, decode or run. Only in run had the model begun with them.",
+    ["stage"],
+)
+DEDUPLICATED = Counter(
+    "embedder_deduplicated_images_total", "Images that got the vector of an equal one that was in progress already."
 )
 # Depth and capacity bound the same thing, so that their ratio reaches 1 exactly when images are refused.
 QUEUE_DEPTH = Gauge("embedder_queue_depth", "Images admitted and not answered yet.")
 QUEUE_CAPACITY = Gauge("embedder_queue_capacity", "Images that may be admitted and not answered yet.")
 INFLIGHT = Gauge("embedder_inflight_images", "Images that the model is running on now.")
 QUEUE_WAIT = Histogram(
-    "embedder_queue_wait_seconds", "Time a decoded image waited for the model to be free.", buckets=_SECONDS
+    "embedder_queue_wait_seconds", "Time an image waited for a decoder and for the model.", buckets=_SECONDS
 )
 BATCH_IMAGES = Histogram(
     "embedder_batch_images", "Images in a batch, without padding.", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
 )
 STAGE = Histogram(
     "embedder_stage_duration_seconds",
-    "Time an image spent in a stage: decode (with the wait for a thread), queue, run, or all of them (total).",
+    "Time an image spent in a stage: admit, queue (for a decoder and for the model), decode, run, or in all (total).",
     ["stage"],
     buckets=_SECONDS,
 )

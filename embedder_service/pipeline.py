@@ -1,11 +1,16 @@
-"""The way of an image through the embedder: admit, decode, wait for the model, run."""
+"""The way of an image through the embedder: admit, wait for its turn, decode, run.
+
+This is the part on the event loop, on which nothing heavy runs: it knows who waits for what, and until when. The work
+is done by the threads of `decoders` and `batcher`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,21 +18,32 @@ from numpy.typing import NDArray
 from embedder_service import metrics
 from embedder_service.admission import Admission
 from embedder_service.batcher import Batcher
-from service_kit.errors import DeadlineExceeded, Internal, InvalidArgument, ServiceError
-from service_kit.logs import log
+from embedder_service.decoders import Decoders
+from embedder_service.jobs import DECODE, QUEUE, RUN, Job, Outcome, Vector, Waiter
+from embedder_service.lanes import Lane
+from service_kit import tracing
+from service_kit.errors import DeadlineExceeded, InvalidArgument, ServiceError
 
-_DECODED = metrics.STAGE.labels("decode")
-_TOTAL = metrics.STAGE.labels("total")
-_OUTCOMES: dict[type[ServiceError], str] = {InvalidArgument: "invalid", DeadlineExceeded: "expired"}
-_log = logging.getLogger(__name__)
+__all__ = ["Lane", "Pipeline", "Stages", "Vector"]
 
-Vector = NDArray[np.float32]
+_OUTCOMES: dict[type[BaseException] | None, str] = {
+    None: "ok",
+    InvalidArgument: "invalid",
+    DeadlineExceeded: "expired",
+    asyncio.CancelledError: "cancelled",
+}
+_SECONDS = {stage: metrics.STAGE.labels(stage) for stage in ("admit", QUEUE, DECODE, RUN, "total")}
+# From this size on hashing takes longer than the way to a thread and back.
+_HASH_APART = 1 << 20
+
+Stages = dict[str, float]
+"""Seconds that a call spent in admit, queue, decode and run, and in all (total); of many images, the last one's."""
 
 
 class Pipeline:
-    """Embeds encoded images. For use on one event loop, on which nothing heavy runs.
+    """Embeds encoded images. For use on one event loop.
 
-    Deadlines are times of the event loop, in seconds; None is none. Cancelling a call drops what has not run yet.
+    Deadlines are times of time.monotonic(), in seconds; None is none. Cancelling a call drops what has not run yet.
     """
 
     def __init__(
@@ -48,17 +64,30 @@ class Pipeline:
             max_image_bytes: largest encoded image accepted.
         """
         self._admission = admission
-        self._decode = decode
         self._batcher = batcher
+        self._decoders = Decoders(decode, batcher, decode_threads)
         self._max_image_bytes = max_image_bytes
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._jobs: dict[tuple[Lane, bytes], Job] = {}  # not settled, and wanted by somebody
+        self._loop = asyncio.get_running_loop()
         metrics.QUEUE_DEPTH.set_function(lambda: admission.images)
 
-    async def embed(self, image: bytes, deadline: float | None = None) -> Vector:
+    async def embed(
+        self,
+        image: bytes,
+        lane: Lane = Lane.INTERACTIVE,
+        deadline: float | None = None,
+        *,
+        admitted: bool = False,
+        stages: Stages | None = None,
+    ) -> Vector:
         """Embeds one image file.
 
+        Args:
+            admitted: the caller holds a `place` for it.
+            stages: filled in, also on errors.
+
         Returns:
-            float32 [D], of L2 norm 1.
+            float32 [D], of L2 norm 1. Not to be changed: others may have got the same one.
 
         Raises:
             InvalidArgument: the bytes are no image, are damaged, or exceed a limit.
@@ -67,10 +96,21 @@ class Pipeline:
             Internal: the model failed on this image.
             Unavailable: the model fails on every image, or the server is stopping.
         """
-        with self._admission.admit(1, len(image)):
-            return await self._embed(image, deadline)
+        stages = {} if stages is None else stages
+        with nullcontext() if admitted else self._admitted(lane, [image], stages):
+            (outcome,) = await self._outcomes([image], lane, deadline, stages)
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        return outcome
 
-    async def embed_many(self, images: Sequence[bytes], deadline: float | None = None) -> list[Vector | ServiceError]:
+    async def embed_many(
+        self,
+        images: Sequence[bytes],
+        lane: Lane = Lane.BULK,
+        deadline: float | None = None,
+        *,
+        stages: Stages | None = None,
+    ) -> list[Outcome]:
         """Embeds at least one image file; an image that fails does so alone.
 
         Returns:
@@ -79,66 +119,137 @@ class Pipeline:
         Raises:
             ResourceExhausted: the queue has no room for all of them; none is embedded.
         """
+        stages = {} if stages is None else stages
+        with self._admitted(lane, images, stages):
+            return await self._outcomes(images, lane, deadline, stages)
 
-        async def outcome(image: bytes) -> Vector | ServiceError:
-            try:
-                return await self._embed(image, deadline)
-            except ServiceError as error:
-                return error
+    async def place(self, lane: Lane, size: int, deadline: float | None = None) -> ExitStack:
+        """Waits until there is room for an image of `size` bytes, and holds it until the returned context is closed.
 
-        with self._admission.admit(len(images), sum(map(len, images))):
-            return await asyncio.gather(*map(outcome, images))
+        Raises:
+            DeadlineExceeded: the deadline passed first.
+        """
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._admission.wait(lane, 1, size)
+        except TimeoutError:
+            metrics.EXPIRED.labels("admit").inc()
+            raise DeadlineExceeded("the deadline passed before the server had room for the image") from None
+        place = ExitStack()
+        place.enter_context(self._admission.admit(lane, 1, size))
+        _SECONDS["admit"].observe(time.monotonic() - began)
+        return place
 
     async def warm_up(self) -> None:
         """Makes the first request as fast as the later ones."""
-        await self._batcher.warm_up()
+        self._admission.expect(await self._batcher.warm_up())
 
     async def check(self) -> None:
         """Finds out whether images can be embedded now.
 
         Raises:
-            Unavailable: the model is stuck or fails on every image.
+            Broken: the model is lost for good.
+            Unavailable: the model fails on every image.
         """
         await self._batcher.check()
 
     async def close(self) -> None:
         """Ends the threads; images that still wait fail as Unavailable. Calling it again does nothing."""
         await self._batcher.close()
-        self._decoders.shutdown()
+        await asyncio.to_thread(self._decoders.close)
 
-    async def _embed(self, image: bytes, deadline: float | None) -> Vector:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        metrics.IMAGE_SIZE.observe(len(image))
-        result = "cancelled"
+    @contextmanager
+    def _admitted(self, lane: Lane, images: Sequence[bytes], stages: Stages) -> Iterator[None]:
+        began = time.monotonic()
+        with self._admission.admit(lane, len(images), sum(map(len, images))):
+            stages["admit"] = time.monotonic() - began
+            _SECONDS["admit"].observe(stages["admit"])
+            yield
+
+    async def _outcomes(
+        self, images: Sequence[bytes], lane: Lane, deadline: float | None, stages: Stages
+    ) -> list[Outcome]:
+        began = time.monotonic()
+        waiters: list[Waiter] = []
         try:
-            pixels = await self._pixels(image, deadline)
-            _DECODED.observe(loop.time() - started)
-            vector = await self._batcher.embed(pixels, deadline)
-            result = "ok"
-            return vector
-        except ServiceError as error:
-            result = _OUTCOMES.get(type(error), "failed")
-            raise
-        except Exception:
-            result = "failed"
-            log(_log, logging.ERROR, "embedding failed")
-            raise Internal("the image could not be embedded; the server's log has the details") from None
+            for image in images:
+                metrics.IMAGE_SIZE.observe(len(image))
+                waiter = Waiter(self._loop.create_future(), deadline)
+                waiters.append(waiter)
+                await self._submit(image, lane, waiter)
+            return [await waiter.outcome() for waiter in waiters]
         finally:
-            metrics.IMAGES.labels(result).inc()
-            _TOTAL.observe(loop.time() - started)
+            ended = time.monotonic()
+            jobs = [waiter.job for waiter in waiters if waiter.job]
+            if jobs:
+                last = max(jobs, key=lambda job: job.settled_at or ended)
+                stages.update(last.seconds())
+                for stage in last.timeline():
+                    tracing.record(*stage)
+            stages["total"] = stages.get("admit", 0.0) + ended - began
+            for waiter in waiters:
+                _SECONDS["total"].observe(stages["total"])
+                self._leave(waiter)
 
-    async def _pixels(self, image: bytes, deadline: float | None) -> NDArray[np.uint8]:
+    async def _submit(self, image: bytes, lane: Lane, waiter: Waiter) -> None:
+        """Makes somebody wait for an image: for the job that embeds the same one already, or else for a new one."""
         if len(image) > self._max_image_bytes:
-            raise InvalidArgument(
-                f"the image has {len(image)} bytes, above the limit of {self._max_image_bytes}; send it scaled down"
+            waiter.answer(
+                InvalidArgument(
+                    f"the image has {len(image)} bytes, above the limit of {self._max_image_bytes}; send it scaled down"
+                )
             )
-        loop = asyncio.get_running_loop()
-        if deadline is not None and deadline <= loop.time():
-            raise DeadlineExceeded("the deadline had passed when the image came")
-        try:
-            # Leaving this block early takes the image out of the queue of the decoders.
-            async with asyncio.timeout_at(deadline):
-                return await loop.run_in_executor(self._decoders, self._decode, image)
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the image was decoded") from None
+        elif not waiter.waits(time.monotonic()):
+            metrics.EXPIRED.labels("admit").inc()
+            waiter.expire()
+        else:
+            # A lane's jobs are its own: nobody in a hurry waits for bulk work.
+            key = lane, (await asyncio.to_thread(_sha256, image) if len(image) > _HASH_APART else _sha256(image))
+            job = self._jobs.get(key)
+            if job is not None:
+                metrics.DEDUPLICATED.inc()
+                waiter.join(job)
+            else:
+                job = self._jobs[key] = Job(key, image, self._loop, self._settled)
+                waiter.join(job)
+                self._decoders.put(job)
+
+    def _settled(self, job: Job, outcome: Outcome | None) -> None:
+        """A thread is done with a job."""
+        if outcome is None:
+            for waiter in job.waiters:
+                if not waiter.waits(time.monotonic()):  # its timer is late
+                    waiter.expire()
+            if job.wanted():  # somebody has joined meanwhile
+                self._decoders.put(job)
+            return
+        self._forget(job)
+        if job.stage == RUN:
+            self._admission.done(more=self._decoders.waiting > 0)
+        job.settled_at = time.monotonic()
+        seconds = job.seconds()
+        metrics.QUEUE_WAIT.observe(seconds[QUEUE])
+        for stage, spent in seconds.items():
+            _SECONDS[stage].observe(spent)
+        for waiter in job.waiters:
+            waiter.answer(outcome)
+
+    def _leave(self, waiter: Waiter) -> None:
+        """Counts what became of an image. What nobody waits for any more is not worked on."""
+        metrics.IMAGES.labels(_OUTCOMES.get(waiter.leave(), "failed")).inc()
+        job = waiter.job
+        if job and not job.waiters and self._jobs.get(job.key) is job:
+            self._forget(job)
+            metrics.EXPIRED.labels(job.stage).inc()
+            self._decoders.discard(job)
+            self._batcher.discard(job)
+
+    def _forget(self, job: Job) -> None:
+        """The next image like this one is a new job."""
+        if self._jobs.get(job.key) is job:
+            del self._jobs[job.key]
+
+
+def _sha256(image: bytes) -> bytes:
+    return hashlib.sha256(image).digest()

@@ -27,16 +27,22 @@ class EmbedderSettings(ServerSettings):
         "f32", "Arithmetic of the model; bf16 is faster where the processor has it.", choices=("f32", "bf16")
     )
     cache_dir: Path | None = setting(None, "Directory to keep the compiled model in, for a faster start (openvino).")
-    decode_threads: int | None = setting(
-        None, "Images decoded at the same time; one for every two cores if unset.", min=1
-    )
+    decode_threads: int | None = setting(None, "Images decoded at the same time; one for every core if unset.", min=1)
     queue_images: int = setting(512, "Images held from admission to reply; more are RESOURCE_EXHAUSTED.", min=1)
     queue_bytes: int = setting(256 << 20, "Bytes of images held from admission to reply.", min=1 << 10)
+    queue_seconds: float = setting(
+        5.0, "Seconds of work, by the speed measured, that interactive images may find before them.", min=0
+    )
+    bulk_share: float = setting(0.75, "Share of the queue's images and bytes that bulk work may hold, up to 1.", min=0)
     max_image_bytes: int = setting(16 << 20, "Largest encoded image accepted, in bytes.", min=1 << 10)
     max_image_pixels: int = setting(
         DEFAULT_MAX_PIXELS, "Largest image accepted, in pixels; a decoder takes up to 12 bytes for each.", min=1
     )
     max_batch_images: int = setting(256, "Images in one EmbedBatch at most.", min=1)
+    max_stream_in_flight: int = setting(64, "Images of one EmbedStream read and not answered at most.", min=1)
+    stall_timeout: float = setting(
+        60.0, "Seconds after which a batch that still runs is stuck, and the process ends.", min=1
+    )
 
 
 def validate(settings: EmbedderSettings) -> None:
@@ -45,14 +51,28 @@ def validate(settings: EmbedderSettings) -> None:
     Raises:
         InvalidArgument: a request within one limit could never pass another one.
     """
-    for smaller, larger in (
-        ("max_batch_images", "queue_images"),
-        ("max_image_bytes", "max_message_bytes"),
-        ("max_message_bytes", "queue_bytes"),
+    if settings.bulk_share > 1:
+        raise InvalidArgument(f"bulk_share={settings.bulk_share} is above 1, which is all of the queue")
+    for smaller, value, larger, limit in (
+        (
+            "max_batch_images",
+            settings.max_batch_images,
+            "queue_images",
+            int(settings.queue_images * settings.bulk_share),
+        ),
+        ("max_image_bytes", settings.max_image_bytes, "max_message_bytes", settings.max_message_bytes),
+        (
+            "max_message_bytes",
+            settings.max_message_bytes,
+            "queue_bytes",
+            int(settings.queue_bytes * settings.bulk_share),
+        ),
     ):
-        if getattr(settings, smaller) > getattr(settings, larger):
+        if value > limit:
+            where = f"{larger}={getattr(settings, larger)}"
+            if larger.startswith("queue"):
+                where = f"bulk_share={settings.bulk_share} of {where}"
             raise InvalidArgument(
-                f"{smaller}={getattr(settings, smaller)} is above {larger}={getattr(settings, larger)}, so that "
-                f"requests it allows could never be served; lower --{smaller.replace('_', '-')} or raise "
-                f"--{larger.replace('_', '-')}"
+                f"{smaller}={value} is above {where}, so that requests it allows could never be served; "
+                f"lower --{smaller.replace('_', '-')} or raise --{larger.replace('_', '-')}"
             )

@@ -1,14 +1,28 @@
 """A runtime without a model: deterministic, blocks on demand, fails on demand."""
 
+import io
+import math
 import threading
+from functools import partial
 
 import numpy as np
+from PIL import Image
+
+from embedder_service.decode import decode
 
 SHAPE = (2, 2, 3)
+REAL_DECODE = partial(decode, height=SHAPE[0], width=SHAPE[1], resize="bicubic", max_pixels=100)
 
 
 def image(value: int):
     return np.full(SHAPE, value, np.uint8)
+
+
+def png(value: int, size=(4, 4)):
+    """A PNG file in one grey."""
+    file = io.BytesIO()
+    Image.new("RGB", size, (value,) * 3).save(file, "PNG")
+    return file.getvalue()
 
 
 class FakeRuntime:
@@ -25,17 +39,20 @@ class FakeRuntime:
         self.poison = {}  # first value of an image -> what to raise on it
         self.undefined = set()  # first values of images whose vectors are not finite
         self.broken = False
-        self._open = threading.Event()
-        self._open.set()
+        self._runs = math.inf  # that may go on
+        self._allowed = threading.Condition()
         self._started = threading.Semaphore(0)
         self._lock = threading.Lock()
 
     def block(self):
         """Makes runs wait until `release`."""
-        self._open.clear()
+        self._runs = 0
 
-    def release(self):
-        self._open.set()
+    def release(self, runs=math.inf):
+        """Lets some runs, or all, go on."""
+        with self._allowed:
+            self._runs += runs
+            self._allowed.notify_all()
 
     def wait_for_run(self):
         """Blocks until one more run has begun."""
@@ -46,7 +63,9 @@ class FakeRuntime:
         with self._lock:
             self.batches.append(values)
         self._started.release()
-        assert self._open.wait(10), "nobody released the model"
+        with self._allowed:
+            assert self._allowed.wait_for(lambda: self._runs > 0, 10), "nobody released the model"
+            self._runs -= 1
         for value in values:
             if value in self.poison:
                 raise self.poison[value]

@@ -1,6 +1,9 @@
+import asyncio
+
 import pytest
 
 from embedder_service.admission import Admission
+from embedder_service.lanes import Lane
 from service_kit.errors import ResourceExhausted
 
 
@@ -16,8 +19,8 @@ def clock():
     return Clock()
 
 
-def refusal(admission, images, size):
-    with pytest.raises(ResourceExhausted) as caught, admission.admit(images, size):
+def refusal(admission, images, size, lane=Lane.INTERACTIVE):
+    with pytest.raises(ResourceExhausted) as caught, admission.admit(lane, images, size):
         pass
     return caught.value
 
@@ -25,66 +28,126 @@ def refusal(admission, images, size):
 def test_places_are_free_again_after_the_reply():
     admission = Admission(2, 100)
     for _ in range(3):
-        with admission.admit(2, 100):
+        with admission.admit(Lane.INTERACTIVE, 2, 100):
             assert admission.images == 2
     assert admission.images == 0
 
 
 def test_places_are_free_again_after_an_error():
     admission = Admission(2, 100)
-    with pytest.raises(ZeroDivisionError), admission.admit(2, 100):
+    with pytest.raises(ZeroDivisionError), admission.admit(Lane.INTERACTIVE, 2, 100):
         1 / 0  # noqa: B018
     assert admission.images == 0
 
 
 def test_too_many_images_are_refused_with_what_is_held_and_what_is_allowed():
     admission = Admission(3, 1000)
-    with admission.admit(2, 10):
+    with admission.admit(Lane.INTERACTIVE, 2, 10):
         error = refusal(admission, 2, 10)
         assert "it holds 2 of at most 3 images, and the request brings 2 more" in error.message
-        with admission.admit(1, 10):
+        with admission.admit(Lane.INTERACTIVE, 1, 10):
             pass
 
 
 def test_too_many_bytes_are_refused_with_what_is_held_and_what_is_allowed():
     admission = Admission(100, 50)
-    with admission.admit(1, 30):
+    with admission.admit(Lane.INTERACTIVE, 1, 30):
         error = refusal(admission, 1, 21)
         assert "it holds 30 of at most 50 bytes, and the request brings 21 more" in error.message
-        with admission.admit(1, 20):
+        with admission.admit(Lane.INTERACTIVE, 1, 20):
             pass
 
 
 def test_single_images_and_batches_are_held_to_the_same_rule():
     admission = Admission(4, 1000)
-    with admission.admit(3, 10), admission.admit(1, 10):
+    with admission.admit(Lane.INTERACTIVE, 3, 10), admission.admit(Lane.INTERACTIVE, 1, 10):
         refusal(admission, 1, 10)
         refusal(admission, 3, 10)
 
 
+def test_bulk_work_leaves_places_for_interactive_work():
+    admission = Admission(4, 100, bulk_share=0.5)
+    with admission.admit(Lane.BULK, 1, 40):
+        assert "of at most 2 images" in refusal(admission, 2, 1, Lane.BULK).message
+        assert "of at most 50 bytes" in refusal(admission, 1, 11, Lane.BULK).message
+        with admission.admit(Lane.BULK, 1, 10), admission.admit(Lane.INTERACTIVE, 2, 50):
+            refusal(admission, 1, 0)
+
+
+def measure(admission, clock, seconds):
+    """Makes the admission see images that take so long each."""
+    admission.done(more=True)
+    for more in (True, False):
+        clock.now += seconds
+        admission.done(more=more)
+
+
+def test_interactive_images_that_would_wait_too_long_are_refused(clock):
+    admission = Admission(100, 1000, max_seconds=2.0, clock=clock)
+    measure(admission, clock, 0.5)
+    with admission.admit(Lane.INTERACTIVE, 5, 10):
+        error = refusal(admission, 1, 1)
+        assert "work for 2.5 s, above the limit of 2 s" in error.message
+        assert error.retry_after == pytest.approx(0.5)
+        with admission.admit(Lane.BULK, 50, 10):  # nobody waits for it
+            pass
+    with (
+        admission.admit(Lane.BULK, 50, 10),  # interactive images go before it
+        admission.admit(Lane.INTERACTIVE, 4, 10),
+        admission.admit(Lane.INTERACTIVE, 36, 10),  # what counts is what was there before
+    ):
+        pass
+
+
+async def test_who_waits_gets_a_place_when_there_is_one_and_in_order():
+    admission = Admission(2, 100)
+    got = []
+
+    async def wait(name, images):
+        await admission.wait(Lane.BULK, images, 1)
+        with admission.admit(Lane.BULK, images, 1):
+            got.append(name)
+            await asyncio.sleep(0)
+
+    with admission.admit(Lane.BULK, 2, 1):
+        waiting = [asyncio.create_task(wait("both", 2)), asyncio.create_task(wait("one", 1))]
+        await asyncio.sleep(0)
+        assert got == []
+    await asyncio.gather(*waiting)
+    assert got == ["both", "one"]
+
+
+async def test_who_stops_waiting_holds_nobody_up():
+    admission = Admission(1, 100)
+    with admission.admit(Lane.BULK, 1, 1):
+        first, second = (asyncio.create_task(admission.wait(Lane.BULK, 1, 1)) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait_for(second, 10)
+
+
 def test_the_time_to_try_again_is_a_second_before_anything_is_measured(clock):
-    admission = Admission(1, 1000, clock)
-    with admission.admit(1, 10):
+    admission = Admission(1, 1000, clock=clock)
+    with admission.admit(Lane.INTERACTIVE, 1, 10):
         assert refusal(admission, 1, 10).retry_after == 1.0
 
 
 def test_the_time_to_try_again_comes_from_the_measured_rate(clock):
-    admission = Admission(10, 1000, clock)
-    with admission.admit(10, 10):
-        clock.now += 5.0  # half a second for an image
+    admission = Admission(10, 1000, clock=clock)
+    measure(admission, clock, 0.5)
     clock.now += 3600.0  # an idle hour says nothing about the rate
-    with admission.admit(8, 1000):
+    admission.done(more=True)
+    with admission.admit(Lane.INTERACTIVE, 8, 1000):
         assert refusal(admission, 3, 0).retry_after == pytest.approx(0.5)  # one image must go first
         assert refusal(admission, 6, 0).retry_after == pytest.approx(2.0)
         assert refusal(admission, 1, 500).retry_after == pytest.approx(2.0)  # half of what is held must go first
 
 
 def test_the_time_to_try_again_has_bounds(clock):
-    admission = Admission(100, 1000, clock)
-    with admission.admit(100, 10):
-        clock.now += 0.001
-    with admission.admit(100, 10):
+    admission = Admission(100, 1000, clock=clock)
+    admission.expect(1e-6)
+    with admission.admit(Lane.INTERACTIVE, 100, 10):
         assert refusal(admission, 1, 10).retry_after == 0.05
-        clock.now += 1e6
-    with admission.admit(100, 10):
+        admission.expect(1e6)
         assert refusal(admission, 100, 10).retry_after == 30.0

@@ -1,10 +1,14 @@
 import asyncio
+import threading
+import time
 
 import pytest
 from fake_runtime import SHAPE, FakeRuntime, image
 
 from embedder_service.batcher import Batcher
-from service_kit.errors import DeadlineExceeded, Internal, Unavailable
+from embedder_service.jobs import Job, Waiter
+from embedder_service.lanes import Lane
+from service_kit.errors import Broken, Internal, Unavailable
 
 
 @pytest.fixture
@@ -12,9 +16,9 @@ async def start():
     """Makes batchers over fake runtimes, and ends them."""
     made = []
 
-    def start(stall_timeout=60.0, **options):
+    def start(stall_timeout=60.0, on_lost=lambda error: None, **options):
         runtime = FakeRuntime(**options)
-        batcher = Batcher(runtime, SHAPE, stall_timeout=stall_timeout)
+        batcher = Batcher(runtime, SHAPE, stall_timeout=stall_timeout, on_lost=on_lost)
         made.append((runtime, batcher))
         return runtime, batcher
 
@@ -24,21 +28,31 @@ async def start():
         await batcher.close()
 
 
-async def submit(batcher, value, within=None):
-    """Returns the task of one embedding, which waits or runs already."""
-    deadline = None if within is None else asyncio.get_running_loop().time() + within
-    task = asyncio.create_task(batcher.embed(image(value), deadline))
-    await asyncio.sleep(0)
-    return task
+def submit(batcher, value, within=None, lane=Lane.INTERACTIVE):
+    """Puts an image that somebody waits for; returns the future of the reply, cancelled if it was dropped."""
+
+    def settled(job, outcome):
+        if outcome is None:
+            waiter.reply.cancel()
+        else:
+            waiter.answer(outcome)
+
+    loop = asyncio.get_running_loop()
+    job = Job((lane, b""), b"", loop, settled, pixels=image(value))
+    waiter = Waiter(loop.create_future(), None if within is None else time.monotonic() + within)
+    job.waiters.append(waiter)
+    batcher.put(job)
+    return waiter.reply
 
 
 async def occupy(runtime, batcher):
-    """Makes every slot busy with an image of value 0 until the runtime is released; returns their tasks."""
+    """Makes every slot busy with an image of value 0 until the runtime is released; returns their replies."""
     runtime.block()
-    tasks = [await submit(batcher, 0) for _ in range(runtime.slots)]
-    for _ in tasks:
+    replies = []
+    for _ in range(runtime.slots):
+        replies.append(submit(batcher, 0))
         await asyncio.to_thread(runtime.wait_for_run)
-    return tasks
+    return replies
 
 
 def value(vector):
@@ -47,7 +61,7 @@ def value(vector):
 
 async def test_an_idle_model_runs_a_single_image_at_once(start):
     runtime, batcher = start(buckets=(1, 8))
-    vector = await batcher.embed(image(7))
+    vector = await submit(batcher, 7)
     assert vector.tolist() == [7, 7, 7]
     assert runtime.batches == [[7]]
 
@@ -55,7 +69,7 @@ async def test_an_idle_model_runs_a_single_image_at_once(start):
 async def test_images_that_come_while_the_model_is_busy_go_together(start):
     runtime, batcher = start(buckets=(1, 4))
     first = await occupy(runtime, batcher)
-    tasks = [await submit(batcher, v) for v in (1, 2, 3, 4)]
+    tasks = [submit(batcher, v) for v in (1, 2, 3, 4)]
     runtime.release()
     assert [value(v) for v in await asyncio.gather(*first, *tasks)] == [0, 1, 2, 3, 4]
     assert runtime.batches == [[0], [1, 2, 3, 4]]
@@ -64,7 +78,7 @@ async def test_images_that_come_while_the_model_is_busy_go_together(start):
 async def test_a_batch_is_padded_to_the_next_bucket_and_the_padding_dropped(start):
     runtime, batcher = start(buckets=(1, 2, 4, 8))
     first = await occupy(runtime, batcher)
-    tasks = [await submit(batcher, v) for v in (5, 6, 7)]
+    tasks = [submit(batcher, v) for v in (5, 6, 7)]
     runtime.release()
     assert [value(v) for v in await asyncio.gather(*first, *tasks)] == [0, 5, 6, 7]
     assert runtime.batches == [[0], [5, 6, 7, 0]]
@@ -73,7 +87,7 @@ async def test_a_batch_is_padded_to_the_next_bucket_and_the_padding_dropped(star
 async def test_a_batch_never_exceeds_the_largest_bucket_and_the_oldest_go_first(start):
     runtime, batcher = start(buckets=(1, 2))
     first = await occupy(runtime, batcher)
-    tasks = [await submit(batcher, v) for v in (1, 2, 3)]
+    tasks = [submit(batcher, v) for v in (1, 2, 3)]
     runtime.release()
     await asyncio.gather(*first, *tasks)
     assert runtime.batches == [[0], [1, 2], [3]]
@@ -82,66 +96,66 @@ async def test_a_batch_never_exceeds_the_largest_bucket_and_the_oldest_go_first(
 async def test_as_many_batches_run_at_once_as_there_are_slots(start):
     runtime, batcher = start(slots=2)
     tasks = await occupy(runtime, batcher)  # ends only if both run at the same time
-    tasks.append(await submit(batcher, 1))
+    tasks.append(submit(batcher, 1))
     assert runtime.batches == [[0], [0]]
     runtime.release()
     await asyncio.gather(*tasks)
     assert runtime.batches == [[0], [0], [1]]
 
 
-async def test_warm_up_runs_every_bucket_on_every_slot(start):
+async def test_warm_up_runs_every_bucket_on_every_slot_and_tells_the_speed(start):
     runtime, batcher = start(slots=2, buckets=(1, 4))
-    await batcher.warm_up()
-    assert [len(batch) for batch in runtime.batches] == [1, 1, 4, 4]
+    seconds = await batcher.warm_up()
+    assert [len(batch) for batch in runtime.batches] == [1, 1, 4, 4, 4, 4]  # the last ones for the speed
+    assert 0 < seconds < 10
 
 
-async def test_a_cancelled_image_is_never_run(start):
+async def test_interactive_images_go_before_bulk_ones(start):
     runtime, batcher = start()
     first = await occupy(runtime, batcher)
-    cancelled, kept = await submit(batcher, 1), await submit(batcher, 2)
-    cancelled.cancel()
+    bulk = [submit(batcher, v, lane=Lane.BULK) for v in (1, 2)]
+    interactive = [submit(batcher, v) for v in (3, 4)]
+    runtime.release()
+    await asyncio.gather(*first, *bulk, *interactive)
+    assert runtime.batches == [[0], [3], [4], [1], [2]]
+
+
+async def test_an_image_that_nobody_waits_for_is_never_run(start):
+    runtime, batcher = start(buckets=(1, 2))
+    first = await occupy(runtime, batcher)
+    gone, kept = submit(batcher, 1), submit(batcher, 2)
+    gone.cancel()
     runtime.release()
     assert value(await kept) == 2
     await asyncio.gather(*first)
-    assert cancelled.cancelled()
     assert runtime.batches == [[0], [2]]
 
 
-async def test_a_waiting_image_is_answered_at_its_deadline_and_never_run(start):
+async def test_an_image_whose_deadline_has_passed_is_never_run_even_if_no_timer_said_so(start):
     runtime, batcher = start()
-    first = await occupy(runtime, batcher)
-    expiring, kept = await submit(batcher, 1, within=0.02), await submit(batcher, 2, within=60)
-    with pytest.raises(DeadlineExceeded):
-        await expiring  # the model is still busy
-    runtime.release()
-    assert value(await kept) == 2
-    await asyncio.gather(*first)
-    assert runtime.batches == [[0], [2]]
-
-
-async def test_an_image_that_comes_after_its_deadline_is_never_run(start):
-    runtime, batcher = start()
-    with pytest.raises(DeadlineExceeded):
-        await batcher.embed(image(1), asyncio.get_running_loop().time() - 1)
-    await batcher.embed(image(2))
+    late = submit(batcher, 1, within=-1)
+    assert value(await submit(batcher, 2, within=60)) == 2
+    assert late.cancelled()
     assert runtime.batches == [[2]]
 
 
-async def test_an_image_on_the_model_is_answered_at_its_deadline_too(start):
+async def test_a_discarded_image_is_never_run(start):
     runtime, batcher = start()
-    runtime.block()
-    running = await submit(batcher, 1, within=0.02)
-    with pytest.raises(DeadlineExceeded):
-        await running
+    first = await occupy(runtime, batcher)
+    job = Job((Lane.BULK, b""), b"", asyncio.get_running_loop(), lambda job, outcome: None, pixels=image(1))
+    batcher.put(job)
+    batcher.discard(job)
     runtime.release()
-    assert value(await batcher.embed(image(2))) == 2
+    await asyncio.gather(*first)
+    await submit(batcher, 2, lane=Lane.BULK)
+    assert runtime.batches == [[0], [2]]
 
 
 async def test_one_poisonous_image_fails_alone(start):
     runtime, batcher = start(buckets=(1, 4))
     runtime.poison[2] = RuntimeError("secret detail")
     first = await occupy(runtime, batcher)
-    tasks = [await submit(batcher, v) for v in (1, 2, 3)]
+    tasks = [submit(batcher, v) for v in (1, 2, 3)]
     runtime.release()
     results = await asyncio.gather(*first, *tasks, return_exceptions=True)
     assert isinstance(results.pop(2), Internal)
@@ -153,7 +167,7 @@ async def test_the_text_of_a_models_error_stays_in_the_log(start, caplog):
     runtime, batcher = start()
     runtime.poison[2] = RuntimeError("secret detail")
     with pytest.raises(Internal) as caught:
-        await batcher.embed(image(2))
+        await submit(batcher, 2)
     assert "secret" not in caught.value.message
     assert "secret detail" in caplog.text
 
@@ -162,7 +176,7 @@ async def test_a_vector_that_is_not_finite_fails_alone(start):
     runtime, batcher = start(buckets=(1, 4))
     runtime.undefined.add(2)
     first = await occupy(runtime, batcher)
-    tasks = [await submit(batcher, v) for v in (1, 2)]
+    tasks = [submit(batcher, v) for v in (1, 2)]
     runtime.release()
     results = await asyncio.gather(*first, *tasks, return_exceptions=True)
     assert [value(v) for v in results[:2]] == [0, 1]
@@ -173,10 +187,9 @@ async def test_a_retry_skips_what_nobody_waits_for_any_more(start):
     runtime, batcher = start(buckets=(1, 4))
     runtime.poison[1] = RuntimeError("bad")
     first = await occupy(runtime, batcher)
-    bad, cancelled = await submit(batcher, 1), await submit(batcher, 2)
-    runtime.release()
+    bad, cancelled = submit(batcher, 1), submit(batcher, 2)
+    runtime.release(runs=1)
     await asyncio.gather(*first)
-    runtime.block()
     await asyncio.to_thread(runtime.wait_for_run)  # both together
     cancelled.cancel()
     runtime.release()
@@ -185,20 +198,33 @@ async def test_a_retry_skips_what_nobody_waits_for_any_more(start):
     assert runtime.batches == [[0], [1, 2, 0, 0], [1]]
 
 
-async def test_nobody_waits_for_ever_when_a_run_ends_in_an_unheard_of_way(start):
+async def test_a_thread_that_dies_fails_every_image_and_the_model_is_lost(start):
     class Strange(BaseException):
         pass
 
-    runtime, batcher = start(buckets=(1, 2))
+    lost = asyncio.get_running_loop().create_future()
+    runtime, batcher = start(on_lost=lost.set_result)
     runtime.poison[1] = Strange()
+    runtime.block()
+    replies = [submit(batcher, v) for v in (1, 2)]
+    await asyncio.to_thread(runtime.wait_for_run)
+    threading.excepthook, hook = (lambda _: None), threading.excepthook
+    runtime.release()
+    for reply in replies:
+        with pytest.raises(Unavailable):
+            await reply
+    assert isinstance(await lost, Broken)
+    threading.excepthook = hook
+    with pytest.raises(Broken):
+        await batcher.check()
     with pytest.raises(Unavailable):
-        await batcher.embed(image(1))
-    assert value(await batcher.embed(image(2))) == 2  # and the slot is free again
+        await submit(batcher, 3)
+    assert runtime.batches == [[1]]
 
 
 async def test_a_check_of_a_healthy_model_costs_no_run(start):
     runtime, batcher = start()
-    await batcher.embed(image(1))
+    await submit(batcher, 1)
     await batcher.check()
     assert runtime.batches == [[1]]
 
@@ -209,7 +235,7 @@ async def test_a_model_that_fails_on_every_image_is_unavailable_until_it_works_a
     errors = []
     for v in (1, 2, 3):
         with pytest.raises((Internal, Unavailable)) as caught:
-            await batcher.embed(image(v))
+            await submit(batcher, v)
         errors.append(caught.type)
     assert errors == [Internal, Internal, Unavailable]
     with pytest.raises(Unavailable):
@@ -226,24 +252,46 @@ async def test_bad_images_in_a_row_do_not_make_the_model_unavailable(start):
     runtime.poison[9] = RuntimeError("bad")
     for _ in range(5):
         with pytest.raises((Internal, Unavailable)):
-            await batcher.embed(image(9))
+            await submit(batcher, 9)
     await batcher.check()
 
 
-async def test_a_stuck_model_fails_the_check(start):
-    runtime, batcher = start(stall_timeout=0.0)
-    first = await occupy(runtime, batcher)
-    with pytest.raises(Unavailable, match="stuck"):
+async def test_a_model_that_fails_check_after_check_is_lost(start):
+    errors = []
+    runtime, batcher = start(on_lost=errors.append)
+    runtime.broken = True
+    for v in (1, 2, 3):
+        with pytest.raises((Internal, Unavailable)):
+            await submit(batcher, v)
+    for _ in range(3):
+        with pytest.raises(Unavailable) as caught:
+            await batcher.check()
+        assert caught.type is Unavailable
+    for _ in range(2):
+        with pytest.raises(Broken):
+            await batcher.check()
+    assert len(errors) == 1
+
+
+async def test_a_stuck_model_is_lost_and_its_images_are_answered(start):
+    errors = []
+    runtime, batcher = start(stall_timeout=0.0, on_lost=errors.append)
+    (running,) = await occupy(runtime, batcher)
+    waiting = submit(batcher, 1)
+    with pytest.raises(Broken, match="stuck"):
         await batcher.check()
+    for reply in (running, waiting):
+        with pytest.raises(Unavailable):
+            await reply
+    assert len(errors) == 1
+    await batcher.close()  # does not wait for what never ends
     runtime.release()
-    await asyncio.gather(*first)
-    await batcher.check()
 
 
 async def test_close_fails_what_waits_and_lets_finish_what_runs(start):
     runtime, batcher = start()
     (running,) = await occupy(runtime, batcher)
-    waiting = await submit(batcher, 1)
+    waiting = submit(batcher, 1)
     closing = asyncio.create_task(batcher.close())
     with pytest.raises(Unavailable):
         await waiting
@@ -252,4 +300,4 @@ async def test_close_fails_what_waits_and_lets_finish_what_runs(start):
     assert value(await running) == 0
     assert runtime.batches == [[0]]
     with pytest.raises(Unavailable):
-        await batcher.embed(image(2))
+        await submit(batcher, 2)

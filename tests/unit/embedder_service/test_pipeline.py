@@ -1,30 +1,18 @@
 """The pipeline with its real decoder and batcher over a fake model, whose vectors tell which image they are of."""
 
 import asyncio
-import io
 import threading
-from functools import partial
+import time
 
 import numpy as np
 import pytest
-from fake_runtime import SHAPE, FakeRuntime
-from PIL import Image
+from fake_runtime import REAL_DECODE, SHAPE, FakeRuntime, png
 from prometheus_client import REGISTRY
 
 from embedder_service.admission import Admission
 from embedder_service.batcher import Batcher
-from embedder_service.decode import decode
-from embedder_service.pipeline import Pipeline
-from service_kit.errors import DeadlineExceeded, Internal, InvalidArgument, ResourceExhausted
-
-REAL_DECODE = partial(decode, height=SHAPE[0], width=SHAPE[1], resize="bicubic", max_pixels=100)
-
-
-def png(value, size=(4, 4)):
-    """A PNG file in one grey."""
-    file = io.BytesIO()
-    Image.new("RGB", size, (value,) * 3).save(file, "PNG")
-    return file.getvalue()
+from embedder_service.pipeline import Lane, Pipeline
+from service_kit.errors import DeadlineExceeded, Internal, InvalidArgument, ResourceExhausted, Unavailable
 
 
 def value(vector):
@@ -34,6 +22,17 @@ def value(vector):
 def kinds(outcomes):
     """Each outcome's value, or the type of its error."""
     return [value(outcome) if isinstance(outcome, np.ndarray) else type(outcome) for outcome in outcomes]
+
+
+def metric(name, **labels):
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def until(condition):
+    """Waits until other threads have made a condition true."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture
@@ -193,7 +192,7 @@ async def test_a_cancelled_call_gives_its_places_back_and_is_not_run(start):
 async def test_an_image_whose_deadline_has_passed_is_not_decoded(start, decoder):
     runtime, pipeline = start(decode=decoder)
     with pytest.raises(DeadlineExceeded):
-        await pipeline.embed(png(1), asyncio.get_running_loop().time() - 1)
+        await pipeline.embed(png(1), deadline=time.monotonic() - 1)
     assert not decoder.begun.is_set()
     assert runtime.batches == []
 
@@ -203,7 +202,7 @@ async def test_an_image_that_waits_for_a_decoder_is_answered_at_its_deadline_and
     first = asyncio.create_task(pipeline.embed(png(1)))
     await asyncio.to_thread(decoder.begun.wait, 10)
     with pytest.raises(DeadlineExceeded):
-        await pipeline.embed(png(2), asyncio.get_running_loop().time() + 0.02)
+        await pipeline.embed(png(2), deadline=time.monotonic() + 0.02)
     decoder.release.set()
     assert value(await first) == 1
     assert value(await pipeline.embed(png(3))) == 3
@@ -214,17 +213,160 @@ async def test_an_image_that_waits_for_a_decoder_is_answered_at_its_deadline_and
 async def test_a_deadline_that_passes_on_the_model_fails_what_is_not_done(start):
     runtime, pipeline = start()
     runtime.block()
-    outcomes = await pipeline.embed_many([png(1), png(2)], asyncio.get_running_loop().time() + 0.1)
+    outcomes = await pipeline.embed_many([png(1), png(2)], deadline=time.monotonic() + 0.1)
     assert kinds(outcomes) == [DeadlineExceeded] * 2
     runtime.release()
     assert value(await pipeline.embed(png(3))) == 3
     assert [2] not in runtime.batches
 
 
+async def test_interactive_images_overtake_bulk_ones_before_they_are_decoded(start, decoder):
+    runtime, pipeline = start(decode=decoder)
+    tasks = [asyncio.create_task(pipeline.embed(png(1), Lane.BULK))]
+    await asyncio.to_thread(decoder.begun.wait, 10)
+    tasks += [asyncio.create_task(pipeline.embed(png(v), lane)) for v, lane in ((2, Lane.BULK), (3, Lane.INTERACTIVE))]
+    await asyncio.sleep(0)
+    decoder.release.set()
+    assert kinds(await asyncio.gather(*tasks)) == [1, 2, 3]
+    assert decoder.decoded == [1, 3, 2]
+    assert runtime.batches == [[1], [3], [2]]
+
+
+async def test_no_more_is_decoded_than_the_model_needs_next(start):
+    decoded = []
+
+    def counting(data):
+        decoded.append(data)
+        return REAL_DECODE(data)
+
+    runtime, pipeline = start(decode=counting)
+    tasks = await occupy(runtime, pipeline, *range(1, 8))
+    # One on the model, and one for it to take next.
+    await until(lambda: len(decoded) == 2)
+    late = asyncio.create_task(pipeline.embed(png(9)))
+    runtime.release(runs=1)
+    await until(lambda: len(decoded) == 3)
+    assert runtime.batches in ([[1]], [[1], [2]])
+    runtime.release()
+    await asyncio.gather(*tasks, late)
+
+
+async def test_equal_images_in_flight_are_computed_once(start):
+    runtime, pipeline = start()
+    before = metric("embedder_deduplicated_images_total")
+    tasks = await occupy(runtime, pipeline, 1, 2, 1, 2, 2)
+    runtime.release()
+    assert kinds(await asyncio.gather(*tasks)) == [1, 2, 1, 2, 2]
+    assert runtime.batches == [[1], [2]]
+    assert metric("embedder_deduplicated_images_total") - before == 3
+    assert value(await pipeline.embed(png(1))) == 1  # that was in flight no more
+    assert runtime.batches == [[1], [2], [1]]
+
+
+async def test_an_equal_image_in_a_hurry_does_not_wait_for_bulk_work(start):
+    runtime, pipeline = start()
+    tasks = await occupy(runtime, pipeline, 1)
+    tasks += [asyncio.create_task(pipeline.embed(png(v), Lane.BULK)) for v in (2, 3)]
+    await asyncio.sleep(0)
+    hurried = asyncio.create_task(pipeline.embed(png(3)))
+    runtime.release(runs=3)  # 1; 2, which was decoded by then; and the one in a hurry
+    assert value(await hurried) == 3
+    runtime.release()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_caller_that_leaves_takes_nothing_from_others_with_the_same_image(start):
+    runtime, pipeline = start()
+    (busy,) = await occupy(runtime, pipeline, 1)
+    leader, follower, hasty = (
+        asyncio.create_task(pipeline.embed(png(2), deadline=deadline))
+        for deadline in (None, None, time.monotonic() + 0.02)
+    )
+    await asyncio.sleep(0)
+    leader.cancel()
+    with pytest.raises(DeadlineExceeded):
+        await hasty
+    runtime.release()
+    assert kinds(await asyncio.gather(busy, follower)) == [1, 2]
+    assert runtime.batches == [[1], [2]]
+
+
+async def test_everybody_with_a_bad_image_gets_the_reason(start, decoder):
+    _, pipeline = start(decode=decoder)
+    first = asyncio.create_task(pipeline.embed(png(1)))
+    await asyncio.to_thread(decoder.begun.wait, 10)
+    bad = asyncio.create_task(pipeline.embed_many([b"text", b"text"]))
+    await asyncio.sleep(0)
+    decoder.release.set()
+    assert kinds(await bad) == [InvalidArgument, InvalidArgument]
+    assert value(await first) == 1
+
+
+async def test_every_stage_of_a_call_is_timed(start):
+    runtime, pipeline = start()
+    runtime.block()
+    stages = {}
+    task = asyncio.create_task(pipeline.embed(png(1), stages=stages))
+    await asyncio.to_thread(runtime.wait_for_run)
+    began = time.monotonic()
+    await asyncio.sleep(0.05)
+    runtime.release()
+    await task
+    assert list(stages) == ["admit", "queue", "decode", "run", "total"]
+    assert stages["run"] >= 0.05
+    parts = sum(seconds for stage, seconds in stages.items() if stage != "total")
+    assert parts <= stages["total"] <= parts + time.monotonic() - began
+
+
+async def test_the_time_of_a_failed_call_is_told_too(start):
+    runtime, pipeline = start()
+    (busy,) = await occupy(runtime, pipeline, 1)
+    stages = {}
+    with pytest.raises(DeadlineExceeded, match="queue"):
+        await pipeline.embed(png(2), deadline=time.monotonic() + 0.05, stages=stages)
+    assert stages["queue"] >= 0.04
+    assert "run" not in stages
+    runtime.release()
+    await busy
+
+
+async def test_images_that_nobody_waits_for_are_counted_by_how_far_they_came(start):
+    runtime, pipeline = start()
+    stages = ("admit", "queue", "run")
+    before = [metric("embedder_expired_images_total", stage=stage) for stage in stages]
+    (on_the_model,) = await occupy(runtime, pipeline, 1)
+    waiting = asyncio.create_task(pipeline.embed_many([png(2), png(3)], deadline=time.monotonic() + 0.02))
+    assert kinds(await waiting) == [DeadlineExceeded] * 2
+    with pytest.raises(DeadlineExceeded):
+        await pipeline.embed(png(4), deadline=time.monotonic() - 1)
+    on_the_model.cancel()
+    await asyncio.wait([on_the_model])
+    runtime.release()
+    assert value(await pipeline.embed(png(5))) == 5
+    assert runtime.batches == [[1], [5]]
+    gained = [
+        metric("embedder_expired_images_total", stage=stage) - was for stage, was in zip(stages, before, strict=True)
+    ]
+    assert gained == [1, 2, 1]
+
+
+async def test_closing_answers_everything(start, decoder):
+    _, pipeline = start(decode=decoder)
+    tasks = [asyncio.create_task(pipeline.embed(png(v))) for v in (1, 2)]
+    await asyncio.to_thread(decoder.begun.wait, 10)
+    closing = asyncio.create_task(pipeline.close())
+    await asyncio.sleep(0)
+    decoder.release.set()
+    await closing
+    assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [Unavailable] * 2
+    with pytest.raises(Unavailable):
+        await pipeline.embed(png(3))
+
+
 async def test_every_image_is_counted_by_its_outcome(start):
     def counts():
         return {
-            outcome: REGISTRY.get_sample_value("embedder_images_total", {"outcome": outcome}) or 0.0
+            outcome: metric("embedder_images_total", outcome=outcome)
             for outcome in ("ok", "invalid", "expired", "failed", "cancelled")
         }
 
@@ -232,7 +374,7 @@ async def test_every_image_is_counted_by_its_outcome(start):
     runtime.poison[9] = RuntimeError("bad")
     before = counts()
     await pipeline.embed_many([png(1), png(2), b"text", png(9)])
-    await pipeline.embed_many([png(3)], asyncio.get_running_loop().time() - 1)
+    await pipeline.embed_many([png(3)], deadline=time.monotonic() - 1)
     (blocked,) = await occupy(runtime, pipeline, 4)
     blocked.cancel()
     await asyncio.wait([blocked])
