@@ -70,7 +70,7 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
             results=map(_result, outcomes), model_fingerprint=self._model.fingerprint
         )
 
-    async def EmbedStream(
+    async def EmbedStream(  # type: ignore[override]  # gRPC takes either form
         self, request_iterator: AsyncIterator[embedder_pb2.EmbedStreamRequest], context: _Context
     ) -> None:
         # A coroutine that writes, instead of a generator: it ends when the call ends, wherever it waits.

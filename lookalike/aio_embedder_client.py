@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from typing import TypeVar
 
 from lookalike import types as t
 from lookalike._convert import embedder as convert
 from lookalike.connection import AsyncConnection
 from lookalike.embedder.v1 import embedder_pb2 as pb
 from lookalike.embedder.v1.embedder_pb2_grpc import EmbedderServiceStub
-from lookalike.errors import LookalikeError
+from lookalike.errors import LookalikeError, translated
+
+T = TypeVar("T")
 
 
 class AsyncEmbedderClient(AsyncConnection):
@@ -27,14 +30,54 @@ class AsyncEmbedderClient(AsyncConnection):
         """Describes the model that is served, and the limits on requests."""
         return convert.model_description(await self._call(self._stub.GetModel, pb.GetModelRequest()))
 
-    async def embed(self, image: bytes, *, expected_fingerprint: str = "") -> t.Embedding:
+    async def embed(
+        self, image: bytes, *, priority: t.Priority = t.Priority.UNSPECIFIED, expected_fingerprint: str = ""
+    ) -> t.Embedding:
         """Embeds one image: returns its vector, float32 [D], of length 1."""
-        request = convert.embed_request(image, expected_fingerprint)
+        request = convert.embed_request(image, priority, expected_fingerprint)
         return convert.embedding(await self._call(self._stub.Embed, request))
 
     async def embed_batch(
-        self, images: Sequence[bytes], *, expected_fingerprint: str = ""
+        self,
+        images: Sequence[bytes],
+        *,
+        priority: t.Priority = t.Priority.UNSPECIFIED,
+        expected_fingerprint: str = "",
     ) -> list[t.Embedding | LookalikeError]:
         """Embeds several images, at most `EmbedderLimits.max_batch_images`; returns a vector, or an error, for each."""
-        request = convert.embed_batch_request(images, expected_fingerprint)
+        request = convert.embed_batch_request(images, priority, expected_fingerprint)
         return convert.embedding_batch(await self._call(self._stub.EmbedBatch, request))
+
+    async def embed_stream(
+        self,
+        images: Iterable[tuple[str, bytes]] | AsyncIterable[tuple[str, bytes]],
+        *,
+        priority: t.Priority = t.Priority.UNSPECIFIED,
+        expected_fingerprint: str = "",
+    ) -> AsyncIterator[tuple[str, t.Embedding | LookalikeError]]:
+        """Embeds any number of images, as `EmbedderClient.embed_stream` does; reading the images should not block.
+
+        >>> async for path, embedding in embedder.embed_stream((path, Path(path).read_bytes()) for path in paths):
+        ...     print(path, embedding)
+        """
+
+        async def requests() -> AsyncIterator[pb.EmbedStreamRequest]:
+            async for item in _aiter(images):
+                yield convert.embed_stream_request(item, priority, self._timeout, expected_fingerprint)
+
+        call = self._stub.EmbedStream(requests())
+        try:
+            with translated():
+                async for response in call:
+                    yield convert.stream_result(response)
+        finally:
+            call.cancel()  # does nothing after the end
+
+
+async def _aiter(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

@@ -37,6 +37,14 @@ class Precision(_WireEnum):
     INT8 = 4
 
 
+class Priority(_WireEnum):
+    """Which images are embedded first; UNSPECIFIED is the service's choice, INTERACTIVE for `embed` alone."""
+
+    UNSPECIFIED = 0
+    INTERACTIVE = 1
+    BULK = 2
+
+
 class IndexType(_WireEnum):
     """Kind of index; UNSPECIFIED is the service's choice, HNSW."""
 

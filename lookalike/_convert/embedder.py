@@ -9,12 +9,28 @@ from lookalike.embedder.v1 import embedder_pb2 as pb
 from lookalike.errors import LookalikeError, from_status
 
 
-def embed_request(image: bytes, expected_fingerprint: str) -> pb.EmbedRequest:
-    return pb.EmbedRequest(image=image, expected_fingerprint=expected_fingerprint)
+def embed_request(image: bytes, priority: t.Priority, expected_fingerprint: str) -> pb.EmbedRequest:
+    return pb.EmbedRequest(image=image, priority=_priority(priority), expected_fingerprint=expected_fingerprint)
 
 
-def embed_batch_request(images: Sequence[bytes], expected_fingerprint: str) -> pb.EmbedBatchRequest:
-    return pb.EmbedBatchRequest(images=images, expected_fingerprint=expected_fingerprint)
+def embed_batch_request(
+    images: Sequence[bytes], priority: t.Priority, expected_fingerprint: str
+) -> pb.EmbedBatchRequest:
+    return pb.EmbedBatchRequest(images=images, priority=_priority(priority), expected_fingerprint=expected_fingerprint)
+
+
+def embed_stream_request(
+    item: tuple[str, bytes], priority: t.Priority, timeout: float, expected_fingerprint: str
+) -> pb.EmbedStreamRequest:
+    correlation_id, image = item
+    request = pb.EmbedStreamRequest(
+        correlation_id=correlation_id,
+        image=image,
+        priority=_priority(priority),
+        expected_fingerprint=expected_fingerprint,
+    )
+    request.timeout.FromNanoseconds(round(timeout * 1e9))
+    return request
 
 
 def embedding(response: pb.EmbedResponse) -> t.Embedding:
@@ -23,6 +39,10 @@ def embedding(response: pb.EmbedResponse) -> t.Embedding:
 
 def embedding_batch(response: pb.EmbedBatchResponse) -> list[t.Embedding | LookalikeError]:
     return [_outcome(result, response.model_fingerprint) for result in response.results]
+
+
+def stream_result(response: pb.EmbedStreamResponse) -> tuple[str, t.Embedding | LookalikeError]:
+    return response.correlation_id, _outcome(response.result, response.model_fingerprint)
 
 
 def model_description(response: pb.GetModelResponse) -> t.ModelDescription:
@@ -58,6 +78,10 @@ def _outcome(result: pb.EmbedResult, fingerprint: str) -> t.Embedding | Lookalik
     if result.HasField("error"):
         return from_status(result.error)
     return t.Embedding(result.embedding.values, fingerprint)
+
+
+def _priority(priority: t.Priority) -> pb.Priority.ValueType:
+    return pb.Priority.Value(f"PRIORITY_{priority.name}")
 
 
 def _precision_loss(loss: pb.PrecisionLoss) -> t.PrecisionLoss:

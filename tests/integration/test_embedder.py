@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ import embedder_service
 from embedder_service import decode
 from embedder_service.model import bundle as bundles
 from embedder_service.runtimes import load_runtime
+from lookalike import AsyncEmbedderClient, EmbedderClient, Embedding, LookalikeError
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 
 SERVICE = "lookalike.embedder.v1.EmbedderService"
@@ -42,8 +44,9 @@ PHOTOGRAPHS = [
 class Embedder:
     """An embedder process and a channel to it."""
 
-    def __init__(self, process, channel, metrics):
+    def __init__(self, process, address, channel, metrics):
         self.process = process
+        self.address = address
         self.stub = embedder_pb2_grpc.EmbedderServiceStub(channel)
         self.health = health_pb2_grpc.HealthStub(channel)
         self.reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -81,7 +84,7 @@ def running(bundle, *flags):
                 entry = json.loads(line)
                 log[entry["event"]] = entry
             with grpc.insecure_channel(log["listening"]["address"]) as channel:
-                yield Embedder(process, channel, log["listening"]["metrics_address"])
+                yield Embedder(process, log["listening"]["address"], channel, log["listening"]["metrics_address"])
         finally:
             process.kill()
 
@@ -105,6 +108,11 @@ def rejected(call, *args, **fields):
 
 def vector(embedding):
     return np.array(embedding.values, np.float32)
+
+
+def different(photograph, count, start=0):
+    """As many files of one picture, no two of them equal: what follows the end of a JPEG is ignored."""
+    return [photograph + start.to_bytes(4, "big") for start in range(start, start + count)]
 
 
 def huge_png():
@@ -133,6 +141,7 @@ def test_get_model_describes_the_bundle_and_the_limits(embedder, bundle):
     assert limits.max_image_pixels == decode.DEFAULT_MAX_PIXELS
     assert limits.max_batch_images == 256
     assert limits.max_message_bytes == 64 << 20
+    assert limits.max_stream_in_flight == 64
 
 
 def test_the_service_gives_the_vectors_of_the_bare_runtime(embedder, bundle, photographs):
@@ -199,11 +208,129 @@ def test_another_expected_fingerprint_is_refused_naming_both(embedder, bundle, p
     assert embedder.embed(photographs[0], expected_fingerprint=own).model_fingerprint == own
 
 
-def test_streams_are_unimplemented_and_say_what_to_use(embedder):
-    call = embedder.stub.EmbedStream(iter([embedder_pb2.EmbedStreamRequest()]), timeout=TIMEOUT)
-    error = rejected(next, call)
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "EmbedBatch" in error.details()
+def check_stream(results, photographs, alone):
+    """Whether a stream answered each photograph with its vector, and the bad image with the reason."""
+    assert results.keys() == {"bad", *map(str, range(len(photographs)))}
+    bad = results.pop("bad")
+    assert isinstance(bad, LookalikeError)
+    assert bad.code is grpc.StatusCode.INVALID_ARGUMENT
+    for name, embedding in results.items():
+        np.testing.assert_allclose(embedding.vector, vector(alone[int(name)].embedding), atol=1e-6)
+
+
+async def test_a_stream_answers_every_image_under_its_id(embedder, photographs):
+    alone = embedder.embed_batch(photographs).results
+    items = [("bad", b"text"), *((str(n), photograph) for n, photograph in enumerate(photographs))]
+    with EmbedderClient(embedder.address, timeout=TIMEOUT) as client:
+        check_stream(dict(client.embed_stream(items)), photographs, alone)
+    async with AsyncEmbedderClient(embedder.address, timeout=TIMEOUT) as client:
+        check_stream({name: result async for name, result in client.embed_stream(items)}, photographs, alone)
+
+
+def test_images_of_a_stream_may_expect_another_model_and_fail_alone(embedder, photographs):
+    requests = [
+        embedder_pb2.EmbedStreamRequest(correlation_id=name, image=photographs[0], expected_fingerprint=expected)
+        for name, expected in (("any", ""), ("other", "abc"))
+    ]
+    results = {
+        response.correlation_id: response.result
+        for response in embedder.stub.EmbedStream(iter(requests), timeout=TIMEOUT)
+    }
+    assert results["any"].HasField("embedding")
+    assert results["other"].error.code == code_pb2.FAILED_PRECONDITION
+
+
+def test_a_stream_longer_than_the_queue_is_never_refused_and_holds_nobody_up(bundle, photographs):
+    flags = ["--queue-images", "8", "--max-batch-images", "4", "--max-stream-in-flight", "4"]
+    with running(bundle, *flags) as embedder, EmbedderClient(embedder.address, timeout=TIMEOUT) as client:
+        images = [(str(n), photographs[n % len(photographs)]) for n in range(60)]
+        stream = client.embed_stream(images)
+        first = [next(stream) for _ in range(3)]
+        # Nobody reads the stream now: it holds no more than it may, and others get their turn.
+        for photograph in photographs:
+            embedder.embed(photograph)
+        results = dict([*first, *stream])
+        assert len(results) == 60
+        assert all(isinstance(result, Embedding) for result in results.values())
+        assert "embedder_rejected_images_total{" not in embedder.metrics()
+
+
+def test_an_image_of_a_stream_has_a_time_of_its_own(embedder, photographs):
+    requests = [embedder_pb2.EmbedStreamRequest(correlation_id=name, image=photographs[0]) for name in ("late", "ok")]
+    requests[0].timeout.FromNanoseconds(1)
+    responses = list(embedder.stub.EmbedStream(iter(requests), timeout=TIMEOUT))
+    codes = {response.correlation_id: response.result.error.code for response in responses}
+    assert codes == {"late": code_pb2.DEADLINE_EXCEEDED, "ok": code_pb2.OK}
+
+
+def test_a_stream_ends_in_order_when_the_server_stops(bundle, photographs):
+    with running(bundle) as embedder:
+        ended = threading.Event()
+
+        def requests():
+            for n, photograph in enumerate(photographs):
+                yield embedder_pb2.EmbedStreamRequest(correlation_id=str(n), image=photograph)
+            ended.wait(TIMEOUT)  # a caller that would go on
+
+        call = embedder.stub.EmbedStream(requests(), timeout=TIMEOUT)
+        answered = [next(call).correlation_id for _ in photographs]
+        assert sorted(answered, key=int) == [str(n) for n in range(len(photographs))]
+        embedder.process.send_signal(signal.SIGTERM)
+        error = rejected(next, call)
+        ended.set()
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "to another one" in error.details()
+        assert embedder.process.wait(TIMEOUT) == 0
+
+
+def test_an_abandoned_stream_leaves_nothing_behind(embedder, photographs):
+    with EmbedderClient(embedder.address, timeout=TIMEOUT) as client:
+        stream = client.embed_stream((str(n), image) for n, image in enumerate(different(photographs[0], 100)))
+        next(stream)
+        stream.close()
+    while embedder.metric("embedder_queue_depth"):
+        pass
+
+
+def test_interactive_images_overtake_a_batch_of_bulk_ones(bundle, photographs):
+    with running(bundle) as embedder:
+        request = embedder_pb2.EmbedBatchRequest(images=different(photographs[0], 200))
+        batch = embedder.stub.EmbedBatch.future(request, timeout=TIMEOUT)
+        while embedder.metric("embedder_queue_depth") < 200:
+            assert not batch.done()
+        for photograph in photographs[1:4]:
+            embedder.embed(photograph)
+        assert not batch.done()
+        patient = embedder_pb2.EmbedRequest(image=photographs[4], priority=embedder_pb2.PRIORITY_BULK)
+        error = rejected(embedder.stub.Embed, patient, timeout=0.2)
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert all(result.HasField("embedding") for result in batch.result().results)
+
+
+def test_equal_images_in_flight_are_computed_once(bundle, photographs):
+    with running(bundle) as embedder:
+        results = embedder.embed_batch(photographs[:1] * 40).results
+        assert all(result.embedding == results[0].embedding for result in results)
+        assert embedder.metric("embedder_batch_images_sum") == 1
+        assert embedder.metric("embedder_deduplicated_images_total") == 39
+
+
+def test_stages_are_timed_for_those_who_ask(embedder, photographs):
+    for method, request in (
+        (embedder.stub.Embed, embedder_pb2.EmbedRequest(image=photographs[0])),
+        (embedder.stub.EmbedBatch, embedder_pb2.EmbedBatchRequest(images=photographs[:3])),
+    ):
+        _, call = method.with_call(request, metadata=[("lookalike-timings", "1")], timeout=TIMEOUT)
+        seconds = {
+            key.removeprefix("lookalike-timing-"): float(value)
+            for key, value in call.trailing_metadata()
+            if key.startswith("lookalike-timing-")
+        }
+        assert seconds.keys() == {"admit", "queue", "decode", "run", "total"}
+        assert 0 < seconds["run"] < seconds["total"] < TIMEOUT
+        assert seconds["total"] >= sum(value for stage, value in seconds.items() if stage != "total") - 1e-4
+        _, call = method.with_call(request, timeout=TIMEOUT)
+        assert not any(key.startswith("lookalike-timing-") for key, _ in call.trailing_metadata())
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
@@ -228,6 +355,8 @@ def test_metrics_have_their_names_and_the_model(embedder, bundle, photographs):
         "grpc_server_handling_seconds",
         "embedder_images_total",
         "embedder_rejected_images_total",
+        "embedder_expired_images_total",
+        "embedder_deduplicated_images_total",
         "embedder_queue_depth",
         "embedder_queue_capacity",
         "embedder_inflight_images",
@@ -253,8 +382,9 @@ def test_the_server_never_loads_tensorflow(embedder, photographs):
 
 
 def test_a_full_queue_refuses_with_the_time_to_try_again(bundle, photographs):
-    images = photographs[:1] * 4
-    with running(bundle, "--queue-images", "4", "--max-batch-images", "4") as embedder:
+    images = photographs[:4]
+    flags = ["--queue-images", "4", "--bulk-share", "1", "--max-batch-images", "4"]
+    with running(bundle, *flags) as embedder:
         request = embedder_pb2.EmbedBatchRequest(images=images)
         calls = [embedder.stub.EmbedBatch.future(request, timeout=TIMEOUT) for _ in range(16)]
         codes = [call.code() for call in calls]
@@ -269,8 +399,10 @@ def test_a_full_queue_refuses_with_the_time_to_try_again(bundle, photographs):
 
 def test_calls_in_flight_finish_after_sigterm(bundle, photographs):
     with running(bundle) as embedder:
-        request = embedder_pb2.EmbedBatchRequest(images=photographs[:1] * 40)
-        calls = [embedder.stub.EmbedBatch.future(request, timeout=TIMEOUT) for _ in range(3)]
+        calls = [
+            embedder.stub.EmbedBatch.future(embedder_pb2.EmbedBatchRequest(images=images), timeout=TIMEOUT)
+            for images in (different(photographs[0], 40, start) for start in (0, 40, 80))
+        ]
         while embedder.metric("embedder_queue_depth") < 120:
             assert not all(call.done() for call in calls), "the calls were over before the signal"
         embedder.process.send_signal(signal.SIGTERM)
@@ -281,7 +413,7 @@ def test_calls_in_flight_finish_after_sigterm(bundle, photographs):
 
 def test_work_that_nobody_waits_for_is_dropped(bundle, photographs):
     with running(bundle) as embedder:
-        request = embedder_pb2.EmbedBatchRequest(images=photographs[:1] * 256)
+        request = embedder_pb2.EmbedBatchRequest(images=different(photographs[0], 256))
         error = rejected(embedder.stub.EmbedBatch, request, timeout=0.2)
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         embedder.embed(photographs[0])

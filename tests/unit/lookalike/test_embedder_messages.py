@@ -5,14 +5,19 @@ import numpy as np
 import pytest
 from google.rpc import status_pb2
 
-from lookalike import Embedding, LookalikeError, Precision
+from lookalike import Embedding, LookalikeError, Precision, Priority
 from lookalike._convert import embedder as convert
 from lookalike.embedder.v1 import embedder_pb2 as pb
 
 
 def test_requests_carry_images_and_the_expected_model():
-    assert convert.embed_request(b"a", "m1") == pb.EmbedRequest(image=b"a", expected_fingerprint="m1")
-    assert list(convert.embed_batch_request([b"a", b"b"], "").images) == [b"a", b"b"]
+    assert convert.embed_request(b"a", Priority.BULK, "m1") == pb.EmbedRequest(
+        image=b"a", priority=pb.PRIORITY_BULK, expected_fingerprint="m1"
+    )
+    assert list(convert.embed_batch_request([b"a", b"b"], Priority.UNSPECIFIED, "").images) == [b"a", b"b"]
+    streamed = convert.embed_stream_request(("id", b"a"), Priority.INTERACTIVE, 1.5, "m1")
+    assert (streamed.correlation_id, streamed.image, streamed.priority) == ("id", b"a", pb.PRIORITY_INTERACTIVE)
+    assert streamed.timeout.ToNanoseconds() == 1_500_000_000
 
 
 def test_a_vector_comes_with_its_fingerprint():
@@ -54,3 +59,7 @@ def test_a_model_is_described_completely():
 
 def test_precisions_have_the_names_and_numbers_of_the_contract():
     assert {f"PRECISION_{member.name}": int(member) for member in Precision} == dict(pb.Precision.items())
+
+
+def test_priorities_have_the_names_and_numbers_of_the_contract():
+    assert {f"PRIORITY_{member.name}": int(member) for member in Priority} == dict(pb.Priority.items())
