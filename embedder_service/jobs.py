@@ -24,7 +24,7 @@ QUEUE, DECODE, RUN = "queue", "decode", "run"
 class Job:
     """One image to embed. Belongs to an event loop; what is for threads too says so."""
 
-    key: tuple[Lane, bytes]  # lane and SHA-256: whoever brings the same while this one is there waits with it
+    lane: Lane
     image: bytes
     loop: asyncio.AbstractEventLoop
     on_settled: Callable[[Job, Outcome | None], None]  # called on the loop
@@ -32,11 +32,6 @@ class Job:
     pixels: NDArray[np.uint8] | None = None  # once decoded
     stages: list[tuple[str, float]] = field(default_factory=list)  # those entered so far, and when
     settled_at: float | None = None
-
-    @property
-    def lane(self) -> Lane:
-        """Where it waits."""
-        return self.key[0]
 
     def enter(self, stage: str) -> None:
         """Begins a stage, which ends the one before. For threads too."""

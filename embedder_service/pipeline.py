@@ -7,7 +7,7 @@ is done by the threads of `decoders` and `batcher`.
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -33,9 +33,6 @@ _OUTCOMES: dict[type[BaseException] | None, str] = {
     asyncio.CancelledError: "cancelled",
 }
 _SECONDS = {stage: metrics.STAGE.labels(stage) for stage in ("admit", QUEUE, DECODE, RUN, "total")}
-# From this size on hashing takes longer than the way to a thread and back.
-_HASH_APART = 1 << 20
-
 Stages = dict[str, float]
 """Seconds that a call spent in admit, queue, decode and run, and in all (total); of many images, the last one's."""
 
@@ -67,7 +64,9 @@ class Pipeline:
         self._batcher = batcher
         self._decoders = Decoders(decode, batcher, decode_threads)
         self._max_image_bytes = max_image_bytes
-        self._jobs: dict[tuple[Lane, bytes], Job] = {}  # not settled, and wanted by somebody
+        # Not settled, and wanted by somebody. By the image itself: nothing else tells for certain that two are equal.
+        # Each lane has its own: nobody in a hurry waits for bulk work.
+        self._jobs: dict[tuple[Lane, bytes], Job] = {}
         self._loop = asyncio.get_running_loop()
         metrics.QUEUE_DEPTH.set_function(lambda: admission.images)
 
@@ -96,7 +95,6 @@ class Pipeline:
             Internal: the model failed on this image.
             Unavailable: the model fails on every image, or the server is stopping.
         """
-        stages = {} if stages is None else stages
         with nullcontext() if admitted else self._admitted(lane, [image], stages):
             (outcome,) = await self._outcomes([image], lane, deadline, stages)
         if isinstance(outcome, ServiceError):
@@ -119,7 +117,6 @@ class Pipeline:
         Raises:
             ResourceExhausted: the queue has no room for all of them; none is embedded.
         """
-        stages = {} if stages is None else stages
         with self._admitted(lane, images, stages):
             return await self._outcomes(images, lane, deadline, stages)
 
@@ -160,15 +157,17 @@ class Pipeline:
         await asyncio.to_thread(self._decoders.close)
 
     @contextmanager
-    def _admitted(self, lane: Lane, images: Sequence[bytes], stages: Stages) -> Iterator[None]:
+    def _admitted(self, lane: Lane, images: Sequence[bytes], stages: Stages | None) -> Iterator[None]:
         began = time.monotonic()
         with self._admission.admit(lane, len(images), sum(map(len, images))):
-            stages["admit"] = time.monotonic() - began
-            _SECONDS["admit"].observe(stages["admit"])
+            seconds = time.monotonic() - began
+            _SECONDS["admit"].observe(seconds)
+            if stages is not None:
+                stages["admit"] = seconds
             yield
 
     async def _outcomes(
-        self, images: Sequence[bytes], lane: Lane, deadline: float | None, stages: Stages
+        self, images: Sequence[bytes], lane: Lane, deadline: float | None, stages: Stages | None
     ) -> list[Outcome]:
         began = time.monotonic()
         waiters: list[Waiter] = []
@@ -177,22 +176,19 @@ class Pipeline:
                 metrics.IMAGE_SIZE.observe(len(image))
                 waiter = Waiter(self._loop.create_future(), deadline)
                 waiters.append(waiter)
-                await self._submit(image, lane, waiter)
+                self._submit(image, lane, waiter)
             return [await waiter.outcome() for waiter in waiters]
         finally:
-            ended = time.monotonic()
-            jobs = [waiter.job for waiter in waiters if waiter.job]
-            if jobs:
-                last = max(jobs, key=lambda job: job.settled_at or ended)
-                stages.update(last.seconds())
-                for stage in last.timeline():
-                    tracing.record(*stage)
-            stages["total"] = stages.get("admit", 0.0) + ended - began
+            seconds = time.monotonic() - began
+            if stages is not None:
+                stages["total"] = stages.get("admit", 0.0) + seconds
+            if stages is not None or tracing.on():
+                _tell(waiters, stages)
             for waiter in waiters:
-                _SECONDS["total"].observe(stages["total"])
+                _SECONDS["total"].observe(seconds)
                 self._leave(waiter)
 
-    async def _submit(self, image: bytes, lane: Lane, waiter: Waiter) -> None:
+    def _submit(self, image: bytes, lane: Lane, waiter: Waiter) -> None:
         """Makes somebody wait for an image: for the job that embeds the same one already, or else for a new one."""
         if len(image) > self._max_image_bytes:
             waiter.answer(
@@ -204,14 +200,12 @@ class Pipeline:
             metrics.EXPIRED.labels("admit").inc()
             waiter.expire()
         else:
-            # A lane's jobs are its own: nobody in a hurry waits for bulk work.
-            key = lane, (await asyncio.to_thread(_sha256, image) if len(image) > _HASH_APART else _sha256(image))
-            job = self._jobs.get(key)
+            job = self._jobs.get((lane, image))
             if job is not None:
                 metrics.DEDUPLICATED.inc()
                 waiter.join(job)
             else:
-                job = self._jobs[key] = Job(key, image, self._loop, self._settled)
+                job = self._jobs[lane, image] = Job(lane, image, self._loop, self._settled)
                 waiter.join(job)
                 self._decoders.put(job)
 
@@ -239,7 +233,7 @@ class Pipeline:
         """Counts what became of an image. What nobody waits for any more is not worked on."""
         metrics.IMAGES.labels(_OUTCOMES.get(waiter.leave(), "failed")).inc()
         job = waiter.job
-        if job and not job.waiters and self._jobs.get(job.key) is job:
+        if job and not job.waiters and self._jobs.get((job.lane, job.image)) is job:
             self._forget(job)
             metrics.EXPIRED.labels(job.stage).inc()
             self._decoders.discard(job)
@@ -247,9 +241,15 @@ class Pipeline:
 
     def _forget(self, job: Job) -> None:
         """The next image like this one is a new job."""
-        if self._jobs.get(job.key) is job:
-            del self._jobs[job.key]
+        if self._jobs.get((job.lane, job.image)) is job:
+            del self._jobs[job.lane, job.image]
 
 
-def _sha256(image: bytes) -> bytes:
-    return hashlib.sha256(image).digest()
+def _tell(waiters: Sequence[Waiter], stages: Stages | None) -> None:
+    """Notes the stages of the image that was done last, also as parts of the call's trace."""
+    if jobs := [waiter.job for waiter in waiters if waiter.job]:
+        last = max(jobs, key=lambda job: job.settled_at or math.inf)
+        for stage, began, ended in last.timeline():
+            tracing.record(stage, began, ended)
+            if stages is not None:
+                stages[stage] = stages.get(stage, 0.0) + ended - began

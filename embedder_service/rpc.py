@@ -46,7 +46,7 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
     async def Embed(self, request: embedder_pb2.EmbedRequest, context: _Context) -> embedder_pb2.EmbedResponse:
         self._require_model(request.expected_fingerprint)
         lane = _LANES.get(request.priority, Lane.INTERACTIVE)
-        stages: Stages = {}
+        stages = _stages(context)
         try:
             vector = await self._pipeline.embed(request.image, lane, _deadline(context), stages=stages)
         finally:
@@ -61,7 +61,7 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         if not 1 <= count <= limit:
             raise InvalidArgument(f"the batch has {count} images; send at least 1 and at most {limit}")
         lane = _LANES.get(request.priority, Lane.BULK)
-        stages: Stages = {}
+        stages = _stages(context)
         try:
             outcomes = await self._pipeline.embed_many(request.images, lane, _deadline(context), stages=stages)
         finally:
@@ -118,9 +118,14 @@ def _deadline(context: _Context) -> float | None:
     return None if remaining is None else time.monotonic() + remaining
 
 
-def _tell(stages: Stages, context: _Context) -> None:
-    """Sends the time of each stage with the end of the call, if the caller wants to know."""
-    if _WANTS_TIMINGS in (context.invocation_metadata() or ()):
+def _stages(context: _Context) -> Stages | None:
+    """Returns what to note the time of each stage in, if the caller wants to know."""
+    return {} if _WANTS_TIMINGS in (context.invocation_metadata() or ()) else None
+
+
+def _tell(stages: Stages | None, context: _Context) -> None:
+    """Sends the time of each stage with the end of the call."""
+    if stages:
         pairs = [(f"lookalike-timing-{stage}", f"{seconds:.6f}") for stage, seconds in stages.items()]
         calls.add_trailing_metadata(context, *pairs)
 

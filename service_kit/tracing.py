@@ -67,6 +67,11 @@ def configure(service: str, *, instrument_clients: bool = False) -> None:
         _instrument_clients()
 
 
+def on() -> bool:
+    """Whether traces are made."""
+    return _tracer is not None
+
+
 def span(name: str, **attributes: str | int | float | bool) -> AbstractContextManager[Any]:
     """Makes the block a span, a part of the current one. Costs next to nothing while traces are off."""
     if _tracer is None:

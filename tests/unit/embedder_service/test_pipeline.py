@@ -312,7 +312,7 @@ async def test_every_stage_of_a_call_is_timed(start):
     await asyncio.sleep(0.05)
     runtime.release()
     await task
-    assert list(stages) == ["admit", "queue", "decode", "run", "total"]
+    assert stages.keys() == {"admit", "queue", "decode", "run", "total"}
     assert stages["run"] >= 0.05
     parts = sum(seconds for stage, seconds in stages.items() if stage != "total")
     assert parts <= stages["total"] <= parts + time.monotonic() - began
