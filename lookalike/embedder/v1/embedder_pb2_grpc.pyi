@@ -42,7 +42,11 @@ class EmbedderServiceStub:
       UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing
-    metadata `lookalike-timing-<stage>`; the stages are admit, decode, queue, run and total.
+    metadata `lookalike-timing-<stage>`; the stages are admit, queue, decode, run and total. Of an EmbedBatch they are
+    those of the image that was done last; an EmbedStream has none.
+
+    A call may bring an id of its own as metadata `lookalike-request-id`, up to 128 printable ASCII characters. It stands
+    in every log line of the call, and comes back as trailing metadata; a call without one is given one.
     """
 
     @_typing.overload
@@ -77,7 +81,11 @@ class EmbedderServiceAsyncStub(EmbedderServiceStub):
       UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing
-    metadata `lookalike-timing-<stage>`; the stages are admit, decode, queue, run and total.
+    metadata `lookalike-timing-<stage>`; the stages are admit, queue, decode, run and total. Of an EmbedBatch they are
+    those of the image that was done last; an EmbedStream has none.
+
+    A call may bring an id of its own as metadata `lookalike-request-id`, up to 128 printable ASCII characters. It stands
+    in every log line of the call, and comes back as trailing metadata; a call without one is given one.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -108,7 +116,11 @@ class EmbedderServiceServicer(metaclass=_abc_1.ABCMeta):
       UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing
-    metadata `lookalike-timing-<stage>`; the stages are admit, decode, queue, run and total.
+    metadata `lookalike-timing-<stage>`; the stages are admit, queue, decode, run and total. Of an EmbedBatch they are
+    those of the image that was done last; an EmbedStream has none.
+
+    A call may bring an id of its own as metadata `lookalike-request-id`, up to 128 printable ASCII characters. It stands
+    in every log line of the call, and comes back as trailing metadata; a call without one is given one.
     """
 
     @_abc_1.abstractmethod
