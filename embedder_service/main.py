@@ -62,7 +62,14 @@ def load(settings: EmbedderSettings) -> tuple[Manifest, Runtime]:
     """Opens the bundle and loads its model, and says so in the log and the metrics."""
     opened = bundle.load(settings.bundle)
     manifest = opened.manifest
-    runtime = load_runtime(opened, settings.runtime, precision=settings.precision, cache_dir=settings.cache_dir)
+    runtime = load_runtime(
+        opened,
+        settings.runtime,
+        precision=settings.precision,
+        streams=settings.streams,
+        threads=settings.threads,
+        cache_dir=settings.cache_dir,
+    )
     labels = {
         "model": manifest.backbone,
         "fingerprint": manifest.fingerprint,
@@ -128,7 +135,11 @@ def describe_model(manifest: Manifest, runtime: Runtime) -> embedder_pb2.Model:
         device=runtime.device,
         precision=_precision(runtime.precision),
         precision_losses=[
-            embedder_pb2.PrecisionLoss(precision=_precision(name), mean_cosine=1 - measured.mean_loss)
+            embedder_pb2.PrecisionLoss(
+                precision=_precision(name),
+                mean_cosine=1 - measured.mean_loss,
+                accuracy_loss_points=manifest.accuracy_loss(name),
+            )
             for name, measured in manifest.precisions.items()
         ],
     )

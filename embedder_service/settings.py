@@ -24,9 +24,15 @@ class EmbedderSettings(ServerSettings):
     bundle: Path = setting(Path("bundle"), "Directory of the model bundle.")
     runtime: str = setting("openvino", "What runs the model.", choices=NAMES)
     precision: str = setting(
-        "f32", "Arithmetic of the model; bf16 is faster where the processor has it.", choices=("f32", "bf16")
+        "auto",
+        "Arithmetic of the model; auto is the fastest that the bundle was measured in and the processor has.",
+        choices=("auto", "f32", "bf16", "f16", "int8"),
     )
-    cache_dir: Path | None = setting(None, "Directory to keep the compiled model in, for a faster start (openvino).")
+    streams: int | None = setting(None, "Images computed at once (openvino); one for every core if unset.", min=1)
+    threads: int | None = setting(None, "Threads of all streams (openvino); one for every stream if unset.", min=1)
+    cache_dir: Path | None = setting(
+        None, "Directory to keep compiled models in, for a faster start (openvino); the user's cache if unset."
+    )
     decode_threads: int | None = setting(None, "Images decoded at the same time; one for every core if unset.", min=1)
     queue_images: int = setting(512, "Images held from admission to reply; more are RESOURCE_EXHAUSTED.", min=1)
     queue_bytes: int = setting(256 << 20, "Bytes of images held from admission to reply.", min=1 << 10)

@@ -12,7 +12,7 @@ from embedder_service.model.bundle import Bundle, images_digest, load
 from embedder_service.model.weights import WeightsUnavailable
 from service_kit.errors import FailedPrecondition
 from workbench.errors import CommandError
-from workbench.images import ImageFile
+from workbench.images import ImageFile, classes
 from workbench.progress import stages
 
 # Its ImageNet weights come as a package, so that it can be built where nothing can be downloaded.
@@ -57,7 +57,8 @@ def _build(path: Path, files: Sequence[ImageFile], backbone: str, weights: str, 
 
     try:
         with stages() as show:
-            built = build(backbone, weights, [file.path for file in files], dims, path, show)
+            paths = [file.path for file in files]
+            built = build(backbone, weights, paths, dims, path, show, classes=classes(files))
     except WeightsUnavailable as error:
         if weights != _IMAGENET or backbone == FALLBACK_BACKBONE:
             raise
@@ -70,6 +71,8 @@ def _build(path: Path, files: Sequence[ImageFile], backbone: str, weights: str, 
         return _build(path, files, backbone, weights, error.readable - 1)
     if built.skipped:
         print(f"  Left out what cannot be read: {len(built.skipped)} of the images, such as {built.skipped[0].path}.")
+    for name, reason in built.left_out.items():
+        print(f"  Left out the precision {name}: {reason}.")
     return built.bundle
 
 

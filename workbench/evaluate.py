@@ -1,8 +1,4 @@
-"""The accuracy of a collection: how often the nearest neighbours of an image are of its class.
-
-The measure of the lesson that this project started from: of every image, take its k nearest, itself among them and
-left out; the accuracy is the share of the k - 1 others that have the image's class, over all images.
-"""
+"""The accuracy of a collection, as `embedder_service.model.accuracy` defines it, through its search service."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from embedder_service.model.accuracy import K, accuracy
 from lookalike import AsyncClient
 
 
@@ -43,7 +40,7 @@ async def evaluate(
     collection: str,
     labels: Mapping[str, str],
     *,
-    k: int = 5,
+    k: int = K,
     concurrency: int = 4,
     exact: bool = False,
     on_progress: Callable[[], None] = lambda: None,
@@ -84,5 +81,5 @@ async def evaluate(
     seconds = time.perf_counter() - started
     percentiles = {f"p{p:g}": round(float(np.percentile(latencies, p)) * 1000, 3) for p in (50, 90, 95, 99)}
     return Evaluation(
-        collection, k, right / (len(labels) * (k - 1)), len(labels), total, seconds, concurrency, percentiles
+        collection, k, accuracy(right, len(labels), k), len(labels), total, seconds, concurrency, percentiles
     )

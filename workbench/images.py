@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,12 @@ class ImageFile:
     id: str
     path: Path
     label: str
+
+
+def classes(files: Sequence[ImageFile]) -> list[str] | None:
+    """Returns the class of each image, or None where all have the same, so that there are no classes."""
+    labels = [file.label for file in files]
+    return labels if len(set(labels)) > 1 else None
 
 
 def find_images(root: Path, exclude: Collection[str] = ()) -> list[ImageFile]:

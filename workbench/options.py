@@ -10,6 +10,7 @@ from embedder_service.model.backbones import BACKBONES, DEFAULT
 
 DEFAULT_TARGET = "127.0.0.1:50052"
 DEFAULT_DATA_DIR = Path("var")
+PRECISIONS = ("auto", "f32", "bf16", "int8")
 
 
 def program() -> str:
@@ -55,6 +56,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dims", type=positive, default=150, metavar="N", help="dimensions after PCA (default: %(default)s)"
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Adds the precision in which the services that a command runs compute."""
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="arithmetic of the model: auto is the fastest that the bundle was measured in and the processor has "
+        "(default: %(default)s)",
     )
 
 

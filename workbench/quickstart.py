@@ -13,7 +13,7 @@ import numpy as np
 from lookalike import Client
 from workbench.demo_images import make_demo_images
 from workbench.errors import CommandError
-from workbench.images import ImageFile, find_images
+from workbench.images import ImageFile, classes, find_images
 from workbench.report import QueryResult
 from workbench.tables import hits_table
 
@@ -57,7 +57,7 @@ def choose_images(folder: Path | None, data_dir: Path, count: int) -> Choice:
         return Choice(find_images(demo.copies), queries)
     files = find_images(folder)
     sample = np.random.default_rng(_SEED).choice(len(files), size=min(count, len(files)), replace=False)
-    has_classes = len({file.label for file in files}) > 1
+    has_classes = classes(files) is not None
     return Choice(
         files,
         [

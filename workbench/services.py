@@ -160,6 +160,7 @@ def running(
     database: Path,
     logs: Path,
     *,
+    precision: str = "auto",
     embedder_address: str = ANY_PORT,
     embedder_metrics: str = ANY_PORT,
     search_address: str = ANY_PORT,
@@ -171,12 +172,14 @@ def running(
         bundle: directory of the model bundle.
         database: file of Milvus Lite, made if it is not there.
         logs: directory for the logs of both.
+        precision: arithmetic of the model.
         embedder_address: HOST:PORT for the embedder's gRPC; port 0 takes any free one. The others likewise.
 
     Raises:
         CommandError: one of them could not be started, or did not stop as it should.
     """
-    embedder_flags = ["--bundle", str(bundle), "--address", embedder_address, "--metrics-address", embedder_metrics]
+    embedder_flags = ["--bundle", str(bundle), "--precision", precision]
+    embedder_flags += ["--address", embedder_address, "--metrics-address", embedder_metrics]
     search_flags = ["--milvus-uri", str(database), "--address", search_address, "--metrics-address", search_metrics]
     with ExitStack() as stack:
         embedder = stack.enter_context(ServerProcess("embedder", "embedder_service.main", embedder_flags, logs))

@@ -1,13 +1,13 @@
-"""Builds a model bundle: backbone, PCA fitted on real images, TensorFlow and OpenVINO graphs, manifest, checksums."""
+"""Builds a model bundle: backbone, PCA fitted on real images, TensorFlow and OpenVINO graphs, the precisions that pass
+the gate, manifest, checksums."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,31 +15,34 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from embedder_service import decode
-from embedder_service.model import backbones, bundle, checksums, features, manifest, network
+from embedder_service.model import backbones, bundle, checksums, features, manifest, network, quantize
+from embedder_service.model.accuracy import K, accuracy_of
 from embedder_service.model.backbones import Backbone
 from embedder_service.model.bundle import Bundle
 from embedder_service.model.features import Progress, Skipped
+from embedder_service.model.gate import Gate
 from embedder_service.model.graph import Embedder
 from embedder_service.model.manifest import Input, Manifest, Pca, Precision
 from embedder_service.model.ov import openvino as ov
-from embedder_service.runtimes.openvino import OpenVinoRuntime
+from embedder_service.runtimes.openvino import OpenVinoRuntime, read_model, require_native
 from service_kit.errors import FailedPrecondition, InvalidArgument
 
-__all__ = ["Built", "Progress", "Skipped", "TooFewImages", "build"]
+__all__ = ["Built", "Gate", "Progress", "Skipped", "TooFewImages", "build"]
 
 _POOLING = "average"
 _NORMALISATION = "l2"
-# Images on which a precision is compared with TensorFlow's float32, at most.
+# Images on which OpenVINO's float32 is compared with TensorFlow's, at most.
 _SAMPLES = 16
-_TOOLS = ("tensorflow", "keras", "openvino", "scikit-learn", "numpy", "pillow")
+_TOOLS = ("tensorflow", "keras", "openvino", "nncf", "scikit-learn", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
 class Built:
-    """What `build` made, and the images it left out."""
+    """What `build` made, the images it left out, and by name the precisions it left out, each with the reason."""
 
     bundle: Bundle
     skipped: list[Skipped]
+    left_out: dict[str, str]
 
 
 class TooFewImages(InvalidArgument):
@@ -50,8 +53,29 @@ class TooFewImages(InvalidArgument):
         self.readable = readable
 
 
+@dataclass(frozen=True)
+class _Reference:
+    """What the precisions are measured on: images, their classes, and their float32 embeddings, float32 [N, D]."""
+
+    paths: Sequence[Path]
+    classes: Sequence[str] | None
+    vectors: NDArray[np.float32]
+
+    def accuracy(self, vectors: NDArray[np.float32]) -> float | None:
+        """The accuracy of float32 [N, D]; None where there are no classes, or not the neighbours it takes."""
+        return accuracy_of(vectors, self.classes) if self.classes and len(vectors) >= K else None
+
+
 def build(
-    backbone: str, weights: str, image_paths: Sequence[Path], dims: int | None, out: Path, progress: Progress
+    backbone: str,
+    weights: str,
+    image_paths: Sequence[Path],
+    dims: int | None,
+    out: Path,
+    progress: Progress,
+    *,
+    classes: Sequence[str] | None = None,
+    gate: Gate = Gate(),
 ) -> Built:
     """Build a bundle and put it at `out`, whole or not at all. A bundle that is there already is replaced.
 
@@ -62,6 +86,8 @@ def build(
         dims: length of an embedding, or None to leave the PCA out.
         out: the bundle's directory.
         progress: called as the work goes on, with the stage, the steps done and the steps there are.
+        classes: the class of each image, to measure the accuracy of each precision; None if there are none.
+        gate: what a precision may lose and still be kept; float32 always is.
 
     Raises:
         InvalidArgument: no such backbone, or `dims` out of range.
@@ -79,14 +105,20 @@ def build(
     _check_replaceable(out)
     files = bundle.file_digests(image_paths)
     paths = [path for _, path in files]
+    class_of = dict(zip(image_paths, classes, strict=True)) if classes else {}
     taken = Input(chosen.size, chosen.size, chosen.resize, decode.REVISION, chosen.preprocessing)
 
     net, origin = network.create(chosen, weights)
     embedder = Embedder(net, chosen.preprocessing)
-    fitted, skipped = None, list[Skipped]()
+    rows, skipped = _extract(OpenVinoRuntime(embedder.to_openvino()), paths, taken, progress)
+    fitted = None
     if dims is not None:
-        fitted, skipped = _fit(embedder.to_openvino(), paths, taken, dims, progress)
+        _check_enough(len(rows), dims, skipped)
+        fitted = _fit(rows, dims, progress)
         embedder = Embedder(net, chosen.preprocessing, fitted.mean_, fitted.components_)
+    unreadable = {image.path for image in skipped}
+    paths = [path for path in paths if path not in unreadable]
+    reference = _Reference(paths, [class_of[path] for path in paths] if class_of else None, _project(rows, fitted))
 
     out.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, so that the move at the end stays on one file system and cannot stop half-way.
@@ -95,15 +127,18 @@ def build(
         folder.mkdir()
         progress("export", 0, 1)
         _export(folder, embedder, fitted)
-        precision, pattern_vector = _measure(folder, embedder, taken, paths)
-        described = _describe(chosen, origin, taken, fitted, precision, pattern_vector, bundle.digest_of(files))
+        f32, pattern_vector = _measure_f32(folder, embedder, taken, reference)
+        progress("export", 1, 1)
+        others, left_out = _further_precisions(folder, taken, reference, f32, gate, progress)
+        described = _describe(
+            chosen, origin, taken, fitted, {"f32": f32} | others, pattern_vector, bundle.digest_of(files)
+        )
         (folder / bundle.MANIFEST).write_text(described.to_json(), encoding="utf-8")
         checksums.write(folder)
         if out.exists():
             os.rename(out, Path(temporary) / "old")
         os.rename(folder, out)
-        progress("export", 1, 1)
-    return Built(bundle.load(out), skipped)
+    return Built(bundle.load(out), skipped, left_out)
 
 
 def _check_enough(images: int, dims: int | None, skipped: list[Skipped]) -> None:
@@ -126,18 +161,31 @@ def _check_replaceable(out: Path) -> None:
         )
 
 
-def _fit(
-    model: ov.Model, paths: Sequence[Path], taken: Input, dims: int, progress: Progress
-) -> tuple[PCA, list[Skipped]]:
-    runtime = OpenVinoRuntime(model)
-    rows, skipped = features.extract(runtime, paths, taken, progress)
-    runtime.close()
-    _check_enough(len(rows), dims, skipped)
+def _extract(
+    runtime: OpenVinoRuntime, paths: Sequence[Path], taken: Input, progress: Progress, stage: str = "features"
+) -> tuple[NDArray[np.float32], list[Skipped]]:
+    try:
+        return features.extract(runtime, paths, taken, progress, stage)
+    finally:
+        runtime.close()
+
+
+def _fit(rows: NDArray[np.float32], dims: int, progress: Progress) -> PCA:
     progress("PCA", 0, 1)
     # By the covariance: no more memory than features x features beside the data, and the same result every time.
     fitted = PCA(dims, svd_solver="covariance_eigh").fit(rows.astype(np.float64))
     progress("PCA", 1, 1)
-    return fitted, skipped
+    return fitted
+
+
+def _project(rows: NDArray[np.float32], fitted: PCA | None) -> NDArray[np.float32]:
+    """The embeddings of normalised features, as the graph computes them: float32 [N, F] -> float32 [N, D]."""
+    if fitted is None:
+        return rows
+    mean, components = fitted.mean_.astype(np.float32), fitted.components_.astype(np.float32)
+    vectors: NDArray[np.float32] = (rows - mean) @ components.T
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def _export(folder: Path, embedder: Embedder, fitted: PCA | None) -> None:
@@ -155,29 +203,66 @@ def _export(folder: Path, embedder: Embedder, fitted: PCA | None) -> None:
         )
 
 
-def _measure(
-    folder: Path, embedder: Embedder, taken: Input, paths: Iterable[Path]
+def _measure_f32(
+    folder: Path, embedder: Embedder, taken: Input, reference: _Reference
 ) -> tuple[Precision, NDArray[np.float32]]:
     """Compare the exported OpenVINO model with TensorFlow; also the embedding of the pattern, float32 [D]."""
-    runtime = OpenVinoRuntime(folder / bundle.OPENVINO_F32)
+    runtime = OpenVinoRuntime(read_model(folder / bundle.OPENVINO_F32))
     pattern = bundle.pattern_image(taken.height, taken.width)
     losses = [
         1.0 - float(np.vdot(runtime.run(image), embedder.embed(image).numpy()))
-        for image in (pattern, *islice(_readable(paths, taken), _SAMPLES))
+        for image in (pattern, *(features.read(path, taken) for path in reference.paths[:_SAMPLES]))
     ]
     vector = runtime.run(pattern)[0]
     runtime.close()
-    # Rounding can put a cosine a hair above 1.
-    mean, worst = max(0.0, float(np.mean(losses))), max(0.0, max(losses))
-    return Precision(bundle.OPENVINO_F32, len(losses), mean, worst), vector
+    return _precision(bundle.OPENVINO_F32, np.asarray(losses), reference.accuracy(reference.vectors)), vector
 
 
-def _readable(paths: Iterable[Path], taken: Input) -> Iterator[NDArray[np.uint8]]:
-    for path in paths:
+def _further_precisions(
+    folder: Path, taken: Input, reference: _Reference, f32: Precision, gate: Gate, progress: Progress
+) -> tuple[dict[str, Precision], dict[str, str]]:
+    """Make and measure what is faster than float32: what passes the gate, and why the rest does not."""
+    kept, left_out = dict[str, Precision](), dict[str, str]()
+    for name, model in (("bf16", bundle.OPENVINO_F32), ("int8", bundle.OPENVINO_INT8)):
         try:
-            yield features.read(path, taken)
-        except (InvalidArgument, OSError):
+            require_native(name)
+        except FailedPrecondition as error:
+            left_out[name] = f"it cannot be measured here: {error.message}"
             continue
+        if not reference.paths:
+            left_out[name] = "there are no readable images to measure it with"
+            continue
+        if model == bundle.OPENVINO_INT8:
+            _quantize(folder, taken, reference.paths[: quantize.IMAGES], progress)
+        measured = _measure(folder, model, name, taken, reference, progress)
+        if objection := gate.objection(1 - measured.mean_loss, measured.accuracy_loss(f32)):
+            left_out[name] = objection
+        else:
+            kept[name] = measured
+    if "int8" not in kept:
+        for suffix in (".xml", ".bin"):
+            (folder / bundle.OPENVINO_INT8).with_suffix(suffix).unlink(missing_ok=True)
+    return kept, left_out
+
+
+def _quantize(folder: Path, taken: Input, paths: Sequence[Path], progress: Progress) -> None:
+    images = [features.read(path, taken) for path in paths]
+    model = quantize.quantize(read_model(folder / bundle.OPENVINO_F32), images, progress)
+    ov.save_model(model, folder / bundle.OPENVINO_INT8, compress_to_fp16=False)
+
+
+def _measure(folder: Path, model: str, name: str, taken: Input, reference: _Reference, progress: Progress) -> Precision:
+    """Compare a model, run in a precision, with float32 on all images."""
+    runtime = OpenVinoRuntime(read_model(folder / model), precision=name)
+    vectors, _ = _extract(runtime, reference.paths, taken, progress, f"measure {name}")
+    losses = 1.0 - (vectors * reference.vectors).sum(axis=1)
+    return _precision(model, losses, reference.accuracy(vectors))
+
+
+def _precision(model: str, losses: NDArray[np.floating], accuracy: float | None) -> Precision:
+    # Rounding can put a cosine a hair above 1.
+    mean, worst = max(0.0, float(losses.mean())), max(0.0, float(losses.max()))
+    return Precision(model, len(losses), mean, worst, accuracy)
 
 
 def _describe(
@@ -185,7 +270,7 @@ def _describe(
     origin: manifest.Weights,
     taken: Input,
     fitted: PCA | None,
-    precision: Precision,
+    precisions: dict[str, Precision],
     pattern_vector: NDArray[np.float32],
     images_digest: str,
 ) -> Manifest:
@@ -213,7 +298,7 @@ def _describe(
         features=backbone.features,
         normalisation=_NORMALISATION,
         pca=pca,
-        precisions={"f32": precision},
+        precisions=precisions,
         pattern_vector=[float(value) for value in pattern_vector],
         images_digest=images_digest,
         built_with={tool: metadata.version(tool) for tool in _TOOLS},

@@ -17,6 +17,7 @@ from service_kit.errors import FailedPrecondition, InvalidArgument
 MANIFEST = "manifest.json"
 SAVED_MODEL = "saved_model"
 OPENVINO_F32 = "openvino/model.xml"
+OPENVINO_INT8 = "openvino/int8.xml"
 PCA = "pca.npz"
 
 __all__ = ["Bundle", "Manifest", "images_digest", "is_bundle", "load", "pattern_image"]

@@ -38,9 +38,9 @@ def read(path: Path, taken: Input) -> NDArray[np.uint8]:
 
 
 def extract(
-    runtime: Runtime, paths: Sequence[Path], taken: Input, progress: Progress
+    runtime: Runtime, paths: Sequence[Path], taken: Input, progress: Progress, stage: str = "features"
 ) -> tuple[NDArray[np.float32], list[Skipped]]:
-    """Run every readable image through the model.
+    """Run every readable image through the model, and tell the progress of it as that of `stage`.
 
     Returns:
         float32 [N, D], in the order of `paths` less the unreadable ones, and those with the reason.
@@ -64,5 +64,5 @@ def extract(
                 skipped.append(result)
             else:
                 rows.append(result)
-            progress("features", done, len(paths))
+            progress(stage, done, len(paths))
     return (np.concatenate(rows) if rows else np.empty((0, 0), np.float32)), skipped

@@ -13,7 +13,7 @@ from typing import Any
 from embedder_service import decode
 from service_kit.errors import FailedPrecondition
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Tells a manifest of ours from any other manifest.json.
 KIND = "lookalike-model-bundle"
 
@@ -53,15 +53,21 @@ class Pca:
 
 @dataclass(frozen=True)
 class Precision:
-    """One precision the bundle was measured in, against TensorFlow float32 on `images` of the build's images.
+    """One precision the bundle was measured in, on `images` of the build's images.
 
-    `model` is the OpenVINO IR to run, relative to the bundle; `loss` is 1 - cosine similarity.
+    `model` is what to run, relative to the bundle. `loss` is 1 - cosine similarity: of f32 to TensorFlow's float32, of
+    the others to f32. `accuracy`, 0 to 1, is that of `accuracy.py` over all images; None where they have no classes.
     """
 
     model: str
     images: int
     mean_loss: float
     max_loss: float
+    accuracy: float | None
+
+    def accuracy_loss(self, f32: Precision) -> float | None:
+        """How much less accurate than `f32` it is, in percentage points; None where that was not measured."""
+        return None if f32.accuracy is None or self.accuracy is None else 100 * (f32.accuracy - self.accuracy)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,11 @@ class Manifest:
     def random(self) -> bool:
         """Whether the weights are random, so that the vectors mean nothing."""
         return self.weights.source == "random"
+
+    def accuracy_loss(self, precision: str) -> float | None:
+        """How much less accurate than f32 a precision is, in percentage points; None where that was not measured."""
+        f32, other = self.precisions.get("f32"), self.precisions.get(precision)
+        return other.accuracy_loss(f32) if f32 and other else None
 
     def to_json(self) -> str:
         """The text of manifest.json."""

@@ -17,8 +17,9 @@ def load_runtime(
     bundle: Bundle,
     name: str = "openvino",
     *,
-    precision: str = "f32",
+    precision: str = "auto",
     streams: int | None = None,
+    threads: int | None = None,
     cache_dir: Path | None = None,
     buckets: tuple[int, ...] | None = None,
 ) -> Runtime:
@@ -27,21 +28,25 @@ def load_runtime(
     Args:
         bundle: which model.
         name: one of `NAMES`.
-        precision: "f32" or, with openvino on a CPU that has it, "bf16".
+        precision: "f32"; with openvino, on a CPU that has them, "bf16" and "int8"; with tensorflow "f16"; or "auto",
+            the fastest of those that the bundle says it was measured in.
         streams: openvino only: images computed at once; the number of cores available when None.
-        cache_dir: openvino only: where to keep the compiled model.
+        threads: openvino only: threads of all streams together; one for each stream when None.
+        cache_dir: openvino only: where to keep compiled models; the user's cache directory when None.
         buckets: tensorflow only: the batch sizes to allow, ascending from 1.
 
     Raises:
-        InvalidArgument: there is no runtime of that name, or the buckets are not as they must be.
+        InvalidArgument: there is no runtime of that name, or streams, threads or buckets are not as they must be.
         FailedPrecondition: the precision cannot be had, or the runtime's package is not installed.
     """
     try:
         if name == "openvino":
-            from embedder_service.runtimes.openvino import OpenVinoRuntime
+            from embedder_service.runtimes.openvino import OpenVinoRuntime, fastest
 
+            if precision == "auto":
+                precision = fastest(bundle.manifest.precisions)
             path = bundle.openvino_model(precision)
-            return OpenVinoRuntime(path, precision=precision, streams=streams, cache_dir=cache_dir)
+            return OpenVinoRuntime(path, precision=precision, streams=streams, threads=threads, cache_dir=cache_dir)
         if name == "tensorflow":
             from embedder_service.runtimes.tensorflow import DEFAULT_BUCKETS, TensorFlowRuntime
 

@@ -21,7 +21,7 @@ class Runtime(Protocol):
 
     @property
     def precision(self) -> str:
-        """The arithmetic: "f32" or "bf16"."""
+        """The arithmetic: "f32", "bf16", "f16" or "int8"."""
 
     @property
     def slots(self) -> int:

@@ -1,4 +1,4 @@
-"""Runs a model on the CPU with OpenVINO: one single-threaded stream a core, one image a batch.
+"""Runs a model on the CPU with OpenVINO: by default one single-threaded stream a core, one image a batch.
 
 On a CPU, batches gain nothing over as many single images side by side, and single images wait for nobody.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import queue
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedder_service.model.ov import openvino as ov
-from embedder_service.runtimes.cores import available_cores
-from service_kit.errors import FailedPrecondition
+from embedder_service.runtimes.compiled import cache_folder
+from embedder_service.runtimes.cores import physical_cores
+from embedder_service.runtimes.instructions import FASTEST_FIRST, cpu_flags, native_precisions
+from service_kit.errors import FailedPrecondition, InvalidArgument
 
-# The plugin would otherwise choose bf16 by itself wherever the CPU has it.
+# The plugin would otherwise choose bf16 by itself wherever the CPU has it. What INT8 models leave in floating point is
+# too little for bf16 to make them faster.
 # https://docs.openvino.ai/2025/openvino-workflow/running-inference/optimize-inference/precision-control.html
-_HINTS = {"f32": "f32", "bf16": "bf16"}
+_HINTS = {"f32": "f32", "bf16": "bf16", "int8": "f32"}
+_MISSING = {"bf16": "bf16 arithmetic", "int8": "8-bit dot product (VNNI or AMX)"}
 
 
 class OpenVinoRuntime:
@@ -36,34 +41,42 @@ class OpenVinoRuntime:
         *,
         precision: str = "f32",
         streams: int | None = None,
+        threads: int | None = None,
         cache_dir: Path | None = None,
     ) -> None:
         """Compile a model.
 
         Args:
             model: an OpenVINO IR file, or the model itself: uint8 [?, H, W, 3] -> float32 [?, D].
-            precision: "f32", or "bf16" where the CPU has it.
-            streams: images computed at once; the number of cores available when None.
-            cache_dir: where to keep the compiled model, so that the next start is quicker.
+            precision: "f32", or where the CPU has it "bf16", or "int8", which takes a quantized model.
+            streams: images computed at once; one for each thread, if given, and at most one for each core when None.
+            threads: of all streams together; one for each stream when None.
+            cache_dir: where to keep compiled models, the user's cache directory when None; a file's alone is kept.
 
         Raises:
             FailedPrecondition: this CPU or this program does not have that precision.
+            InvalidArgument: there are fewer threads than streams.
         """
         core = _core()
-        _check_precision(core, precision)
+        require_native(precision)
         self.precision = precision
-        self.slots = streams or available_cores()
-        network = core.read_model(model) if isinstance(model, Path) else model.clone()
+        self.slots = streams or min(physical_cores(), threads or physical_cores())
+        if threads is not None and threads < self.slots:
+            raise InvalidArgument(f"{threads} threads are too few for {self.slots} streams: give one for each at least")
+        network = read_model(model) if isinstance(model, Path) else model.clone()
         _, height, width, channels = network.input(0).partial_shape
         network.reshape([1, height, width, channels])
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "NUM_STREAMS": self.slots,
-            "INFERENCE_NUM_THREADS": self.slots,
+            "INFERENCE_NUM_THREADS": threads or self.slots,
         }
-        if cache_dir is not None:
-            config["CACHE_DIR"] = str(cache_dir)
-        compiled = core.compile_model(network, "CPU", config)
+        if isinstance(model, Path):
+            with cache_folder(cache_dir, _key(core, model, config)) as folder:
+                kept = {"CACHE_DIR": str(folder)} if folder else {}
+                compiled = core.compile_model(network, "CPU", config | kept)
+        else:
+            compiled = core.compile_model(network, "CPU", config)
         self._shape = tuple(compiled.input(0).shape)
         self._idle: queue.SimpleQueue[ov.InferRequest | None] = queue.SimpleQueue()
         for _ in range(self.slots):
@@ -109,10 +122,37 @@ def _core() -> ov.Core:
     return ov.Core()
 
 
-def _check_precision(core: ov.Core, precision: str) -> None:
+def read_model(file: Path) -> ov.Model:
+    """Read an OpenVINO IR."""
+    return _core().read_model(file)
+
+
+def _key(core: ov.Core, model: Path, config: dict[str, Any]) -> str:
+    """Says all that a compiled model depends on. OpenVINO compares the content as well, at a second look."""
+    files = [(str(file.resolve()), file.stat()) for file in (model, model.with_suffix(".bin"))]
+    sizes = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
+    return repr((ov.get_version(), core.get_property("CPU", "FULL_DEVICE_NAME"), sizes, config))
+
+
+@functools.cache
+def _native() -> tuple[str, ...]:
+    return native_precisions(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), cpu_flags())
+
+
+def fastest(contained: Iterable[str]) -> str:
+    """The fastest of these precisions that this CPU has; "f32", which every one has, if there is none."""
+    return next((precision for precision in _native() if precision in set(contained)), FASTEST_FIRST[-1])
+
+
+def require_native(precision: str) -> None:
+    """Check that this CPU has a precision.
+
+    Raises:
+        FailedPrecondition: it has not, or there is no such precision.
+    """
     if precision not in _HINTS:
         raise FailedPrecondition(
             f"the openvino runtime has no precision {precision!r}; choose one of {', '.join(_HINTS)}"
         )
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise FailedPrecondition("this CPU has no bf16 arithmetic; choose the precision f32")
+    if precision not in _native():
+        raise FailedPrecondition(f"this CPU has no {_MISSING[precision]}; choose the precision {_native()[0]}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_data_dir, add_ingestion, add_model, positive
+from workbench.options import add_data_dir, add_ingestion, add_model, add_precision, positive
 
 if TYPE_CHECKING:
     from workbench.evaluate import Evaluation
@@ -41,6 +41,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     add_ingestion(parser)
     add_model(parser)
+    add_precision(parser)
     add_data_dir(parser)
     parser.set_defaults(run=run)
 
@@ -75,8 +76,9 @@ def _evaluate_alone(args: argparse.Namespace, files: Sequence[ImageFile]) -> Eva
         print("Building the model", flush=True)
         bundle = ensure_bundle(home / "bundle", files, backbone=args.backbone, weights=args.weights, dims=args.dims)
     print("Starting the services", flush=True)
-    # One database for each vector space: what is stored in it is taken as it is the next time.
-    with running(bundle.path, home / f"{bundle.manifest.fingerprint[:12]}.db", home / "logs") as services:
+    # One database for each vector space and precision: what is stored in it is taken as it is the next time.
+    database = home / f"{bundle.manifest.fingerprint[:12]}-{args.precision}.db"
+    with running(bundle.path, database, home / "logs", precision=args.precision) as services:
         target = services.search.addresses.grpc
         report = ingest_with_progress(target, args.collection, files, batch=args.batch, concurrency=args.concurrency)
         print(report)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_data_dir, add_model, positive, program
+from workbench.options import add_data_dir, add_model, add_precision, positive, program
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,7 @@ def register(subparsers: Any) -> None:
         "--queries", type=positive, default=10, metavar="N", help="images to search by (default: %(default)s)"
     )
     add_model(parser)
+    add_precision(parser)
     add_data_dir(parser)
     parser.set_defaults(run=run)
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     print("3/5 Starting the services: the embedder runs the model, the search service keeps the vectors", flush=True)
     database = _fresh(home / "milvus.db")
-    with running(bundle.path, database, home / "logs") as services:
+    with running(bundle.path, database, home / "logs", precision=args.precision) as services:
         target = services.search.addresses.grpc
         print(f"  The embedder listens on {services.embedder.addresses.grpc}, the search service on {target}.")
 

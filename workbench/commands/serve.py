@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from workbench.options import DEFAULT_TARGET, add_data_dir, program
+from workbench.options import DEFAULT_TARGET, add_data_dir, add_precision, program
 
 
 def register(subparsers: Any) -> None:
@@ -28,6 +28,7 @@ def register(subparsers: Any) -> None:
     ):
         help = f"where {what} can be reached; port 0 takes any free one (default: %(default)s)"
         parser.add_argument(flag, default=default, metavar="HOST:PORT", help=help)
+    add_precision(parser)
     add_data_dir(parser)
     parser.set_defaults(run=run)
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
             bundle,
             args.data_dir / "milvus.db",
             args.data_dir / "logs",
+            precision=args.precision,
             embedder_address=args.embedder_address,
             embedder_metrics=args.embedder_metrics_address,
             search_address=args.address,
