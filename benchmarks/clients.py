@@ -15,7 +15,7 @@ from typing import ParamSpec, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import calls, load
+from benchmarks import calls, load, mix
 from benchmarks.calls import Call, Target
 from benchmarks.load import OK, Calls, Measured, Send
 from benchmarks.processes import alive
@@ -122,6 +122,11 @@ def open_loop(target: Target, due: NDArray[np.float64], limit: float) -> Calls:
         return await load.open_loop(_codes(call), due, limit)
 
     return asyncio.run(_with_call(target, run))
+
+
+def mixed_load(address: str, callers: int, until: float) -> tuple[mix.Answers, int]:
+    """Runs `mix.run` against an embedder."""
+    return asyncio.run(mix.run(address, _images, callers, until))
 
 
 async def _with_call(target: Target, use: Callable[[Call], Awaitable[T]]) -> T:

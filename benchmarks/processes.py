@@ -84,6 +84,8 @@ class Server:
 
     def wait(self) -> int:
         """Waits until it has ended, ends what is left of its group, and returns its exit code."""
+        if self._process.returncode is not None:
+            return self._process.returncode
         try:
             code = self._process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
