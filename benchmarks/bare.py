@@ -108,4 +108,4 @@ def _closed_loop(run: Callable[[int], object], threads: int, seconds: float, war
             stopping.set()
         sent, ended = np.array([times for caller in callers for times in caller.result()], np.float64).reshape(-1, 2).T
     calls = Calls(sent, sent, ended, np.full(len(sent), OK))
-    return Measured(end - begin, calls.ended_within(begin, end), after - before)
+    return Measured.cut(begin, end, calls, after - before)

@@ -31,7 +31,7 @@ from benchmarks import bare, clients
 from benchmarks.calls import Target
 from benchmarks.clients import Clients
 from benchmarks.inputs import FOLDER, PRECISIONS, Images, add_inputs, describe_bundle, find_inputs, run, say
-from benchmarks.load import Measured
+from benchmarks.load import OK, Measured
 from benchmarks.processes import Embedder, Sampler, Server
 from benchmarks.summary import Latency, latency, ratio, surroundings, write_json
 from embedder_service.model.bundle import Bundle
@@ -64,7 +64,7 @@ class Row:
         concurrency: calls in flight; threads of the bare runtime.
         batch: images in a call.
         seconds: length of the measurement.
-        images: answered well in that time.
+        images: answered well in that time; see `load.Measured.rate`.
         images_per_second: that, by the second.
         latency_ms: of the calls answered well.
         server_cpu_ms: CPU time of the server's processes for each of those images.
@@ -203,8 +203,8 @@ def _row(
     startup: float,
     cosine: float,
 ) -> Row:
-    good = measured.calls.having("OK")
-    images = len(good.due) * batch
+    rate = measured.rate() * batch
+    images = rate * measured.seconds
     return Row(
         server=server,
         call=call,
@@ -212,9 +212,9 @@ def _row(
         concurrency=concurrency,
         batch=batch,
         seconds=measured.seconds,
-        images=images,
-        images_per_second=images / measured.seconds,
-        latency_ms=latency(good.latencies()),
+        images=round(images),
+        images_per_second=rate,
+        latency_ms=latency(measured.calls.having(OK).latencies()),
         server_cpu_ms=ratio(measured.cpu.server * 1e3, images),
         client_cpu_ms=ratio(measured.cpu.client * 1e3, images),
         other_cores=measured.cpu.others / measured.seconds,

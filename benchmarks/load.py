@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -111,11 +112,39 @@ class _Record:
 
 @dataclass(frozen=True)
 class Measured:
-    """The calls that were answered in the seconds of a measurement, and the CPU time of those seconds."""
+    """The calls that were in flight in the time of a measurement, whole or in part, and the CPU time of that time.
 
-    seconds: float
+    Attributes:
+        begin: start of the measurement, on the monotonic clock, in seconds.
+        end: its end.
+        calls: the calls.
+        cpu: CPU time from start to end.
+    """
+
+    begin: float
+    end: float
     calls: Calls
     cpu: Cpu
+
+    @classmethod
+    def cut(cls, begin: float, end: float, calls: Calls, cpu: Cpu) -> Self:
+        """Returns a measurement from all calls, of which those outside of its time are left out."""
+        return cls(begin, end, calls.select((calls.ended > begin) & (calls.sent < end)), cpu)
+
+    @property
+    def seconds(self) -> float:
+        """How long it was."""
+        return self.end - self.begin
+
+    def rate(self) -> float:
+        """Returns the calls that were answered well, by the second.
+
+        A call that was in flight at the start or the end counts with its share in between: calls that are answered
+        together, as those of one batch, would otherwise make short measurements coarse.
+        """
+        good = self.calls.having(OK)
+        inside = np.minimum(good.ended, self.end) - np.maximum(good.sent, self.begin)
+        return float((inside / (good.ended - good.sent)).sum()) / self.seconds
 
 
 async def closed_loop(send: Send, callers: int, seconds: float, warm_up: float, server: int | None) -> Measured:
@@ -129,30 +158,34 @@ async def closed_loop(send: Send, callers: int, seconds: float, warm_up: float, 
         server: process whose CPU time to measure.
     """
     record, numbers, clock = _Record(), itertools.count(), CpuClock(server)
-    waiting, warm, stopping = callers, asyncio.Event(), False
+    begin = end = math.inf
+    unanswered, all_answered = callers, asyncio.Event()
+    unfinished = callers
 
     async def call_again_and_again() -> None:
-        nonlocal waiting
-        first = True
-        while not stopping:
+        nonlocal unanswered, unfinished
+        answered = finished = False
+        # The load stays the same until every call that was in flight at the end is answered.
+        while unfinished:
             sent = time.monotonic()
             record.add(sent, sent, await send(next(numbers), _CALL_SECONDS))
-            if first:
-                first, waiting = False, waiting - 1
-                if not waiting:
-                    warm.set()
+            if not answered:
+                answered, unanswered = True, unanswered - 1
+                if not unanswered:
+                    all_answered.set()
+            if not finished and time.monotonic() >= end:
+                finished, unfinished = True, unfinished - 1
 
     async with asyncio.TaskGroup() as group:
         for _ in range(callers):
             group.create_task(call_again_and_again())
         await asyncio.sleep(warm_up)
         async with asyncio.timeout(_WARM_UP_SECONDS):
-            await warm.wait()
+            await all_answered.wait()
         begin, before = time.monotonic(), clock.read()
         await asyncio.sleep(seconds)
         end, after = time.monotonic(), clock.read()
-        stopping = True
-    return Measured(end - begin, record.calls().ended_within(begin, end), after - before)
+    return Measured.cut(begin, end, record.calls(), after - before)
 
 
 def poisson(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:

@@ -139,7 +139,7 @@ class Steadiness:
         with self._embedder() as server, Clients(self._images.paths) as client:
             target = _ready(client, server)
             found = client.run(clients.closed_loop, target, _CAPACITY_CALLERS, args.seconds, 2.0, server.pid)
-        self._rate = len(found.calls.having(OK).due) / found.seconds
+        self._rate = found.rate()
         scenario.at_most("calls that failed", sum(found.calls.errors().values()), 0)
         scenario.figures |= {"images/s": self._rate, "bare latency, ms": self._bare_seconds * 1e3}
         if not self._rate:

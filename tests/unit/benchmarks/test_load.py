@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks.load import OK, Calls, closed_loop, open_loop, poisson
+from benchmarks.load import OK, Calls, Measured, closed_loop, open_loop, poisson
+from benchmarks.processes import Cpu
 
 
 def _calls(*rows, unsent=0):
@@ -42,6 +43,35 @@ async def test_a_closed_loop_measures_only_once_each_caller_was_answered():
 
     found = await closed_loop(send, 2, 0.1, 0.0, None)
     assert found.calls.counts().keys() == {OK}
+
+
+async def test_a_closed_loop_keeps_the_load_up_until_the_last_call_of_the_measurement_is_answered():
+    ended = []
+
+    async def send(number, limit):
+        await asyncio.sleep(0.3 if number == 2 else 0.01)
+        ended.append(number)
+        return OK
+
+    # Number 2 is in flight at the end, and others are sent beside it for as long as it lasts.
+    found = await closed_loop(send, 2, 0.05, 0.0, None)
+    assert found.calls.ended.max() - found.end > 0.1
+    assert len(ended[: ended.index(2)]) > 10
+
+
+def test_the_rate_counts_calls_by_the_part_of_them_that_lies_in_the_measurement():
+    # Two callers, whose calls take 4 s and are answered together: half a call each second.
+    starts = [0.0, 4.0, 8.0, 12.0]
+    calls = _calls(*((start, start, start + 4.0, OK) for start in starts for _ in range(2)))
+    for begin, end in ((3.9, 8.1), (4.1, 7.9), (5.0, 6.0), (2.0, 11.0)):
+        assert Measured.cut(begin, end, calls, Cpu(0, 0, 0)).rate() == pytest.approx(0.5)
+
+
+def test_calls_that_fail_are_in_a_measurement_and_not_in_its_rate():
+    calls = _calls((0.0, 0.0, 1.0, OK), (1.0, 1.0, 2.0, "INTERNAL"), (9.0, 9.0, 10.0, OK))
+    found = Measured.cut(0.0, 2.0, calls, Cpu(0, 0, 0))
+    assert found.calls.counts() == {"INTERNAL": 1, OK: 1}
+    assert found.rate() == 0.5
 
 
 async def test_the_latency_of_an_open_loop_counts_from_the_time_a_call_was_due():
