@@ -1,11 +1,16 @@
-"""How each kind of server is called. Requests are put together beforehand, so that a client takes little of the CPU."""
+"""How each kind of server is called. Requests are put together beforehand, so that a client takes little of the CPU.
+
+No two single images are equal, or a server could spare itself the work: each ends with some bytes of its own, after the
+end of the picture, where decoders do not look.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +26,10 @@ from lookalike.embedder.v1 import embedder_pb2
 
 _SERVICE = "/lookalike.embedder.v1.EmbedderService"
 _HEALTH = "/grpc.health.v1.Health/Check"
+
+_TRAILER = 8
+# Of each client process: on a single one, calls wait for each other wherever it is that it stalls.
+_CONNECTIONS = 4
 
 # Makes the call of a number within a limit in seconds, and returns the name of its status code and the reply's bytes.
 Call = Callable[[int, float], Awaitable[tuple[str, bytes]]]
@@ -51,10 +60,10 @@ async def connect(target: Target, images: Sequence[bytes]) -> AsyncIterator[Call
         finally:
             http.close()
         return
-    async with grpc.aio.insecure_channel(
-        "ipv4:" + ",".join(target.addresses), options=_options(balance=len(target.addresses) > 1)
-    ) as channel:
-        yield _grpc(channel, target, images)
+    name, options = "ipv4:" + ",".join(target.addresses), _options(balance=len(target.addresses) > 1)
+    async with AsyncExitStack() as stack:
+        opened = [grpc.aio.insecure_channel(name, options=options) for _ in range(_CONNECTIONS)]
+        yield _grpc([await stack.enter_async_context(channel) for channel in opened], target, images)
 
 
 def vector(target: Target, reply: bytes) -> NDArray[np.float32]:
@@ -84,18 +93,21 @@ def _options(*, balance: bool) -> list[tuple[str, str | int]]:
     return options
 
 
-def _grpc(channel: grpc.aio.Channel, target: Target, images: Sequence[bytes]) -> Call:
+def _grpc(channels: Sequence[grpc.aio.Channel], target: Target, images: Sequence[bytes]) -> Call:
+    request: Callable[[int], bytes]
     if target.method == "embed":
-        path, requests, outcome = f"{_SERVICE}/Embed", _singles(images), _answered
+        path, request, outcome = f"{_SERVICE}/Embed", _Singles(images).request, _answered
     elif target.method == "embed_batch":
-        path, requests, outcome = f"{_SERVICE}/EmbedBatch", _batches(images, target.batch), _outcome_of_batch
+        batches = _batches(images, target.batch)
+        path, request, outcome = f"{_SERVICE}/EmbedBatch", lambda n: batches[n % len(batches)], _outcome_of_batch
     else:
-        path, requests, outcome = _HEALTH, [health_pb2.HealthCheckRequest().SerializeToString()], _outcome_of_check
-    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+        check = health_pb2.HealthCheckRequest().SerializeToString()
+        path, request, outcome = _HEALTH, lambda _: check, _outcome_of_check
+    methods: list[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = [channel.unary_unary(path) for channel in channels]
 
     async def call(number: int, limit: float) -> tuple[str, bytes]:
         try:
-            reply = await method(requests[number % len(requests)], timeout=limit)
+            reply = await methods[number % len(methods)](request(number), timeout=limit)
         except grpc.aio.AioRpcError as error:
             return error.code().name, b""
         return outcome(reply), reply
@@ -103,8 +115,27 @@ def _grpc(channel: grpc.aio.Channel, target: Target, images: Sequence[bytes]) ->
     return call
 
 
-def _singles(images: Sequence[bytes]) -> list[bytes]:
-    return [embedder_pb2.EmbedRequest(image=image).SerializeToString() for image in images]
+class _Trailers:
+    """Bytes that no other image ends with."""
+
+    def __init__(self) -> None:
+        self._first = int.from_bytes(os.urandom(_TRAILER))
+
+    def __call__(self, number: int) -> bytes:
+        return ((self._first + number) % (1 << 8 * _TRAILER)).to_bytes(_TRAILER)
+
+
+class _Singles:
+    """Requests of Embed."""
+
+    def __init__(self, images: Sequence[bytes]) -> None:
+        # The image comes last in the message, and its end last in it: only that is put in later.
+        messages = (embedder_pb2.EmbedRequest(image=image + bytes(_TRAILER)).SerializeToString() for image in images)
+        self._heads = [message[:-_TRAILER] for message in messages]
+        self._trailers = _Trailers()
+
+    def request(self, number: int) -> bytes:
+        return self._heads[number % len(self._heads)] + self._trailers(number)
 
 
 def _batches(images: Sequence[bytes], size: int) -> list[bytes]:
@@ -134,14 +165,15 @@ class _Http:
         self._host, _, port = address.rpartition(":")
         self._port = int(port)
         head = f"POST /predict HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/octet-stream\r\n"
-        self._requests = [f"{head}Content-Length: {len(image)}\r\n\r\n".encode() + image for image in images]
+        self._heads = [f"{head}Content-Length: {len(image) + _TRAILER}\r\n\r\n".encode() + image for image in images]
+        self._trailers = _Trailers()
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def call(self, number: int, limit: float) -> tuple[str, bytes]:
         """See `Call`; a status other than 200 is named as it is."""
         try:
             async with asyncio.timeout(limit):
-                return await self._post(self._requests[number % len(self._requests)])
+                return await self._post(self._heads[number % len(self._heads)] + self._trailers(number))
         except TimeoutError:
             return "DEADLINE_EXCEEDED", b""
         except (OSError, EOFError):
