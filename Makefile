@@ -7,18 +7,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUN_STAMP := $(VENV)/run.stamp
 DEV_STAMP := $(VENV)/dev.stamp
-PROTOS := $(wildcard protos/lookalike/*/v1/*.proto)
-PACKAGES := lookalike service_kit embedder_service search_service workbench
+BENCH_STAMP := $(VENV)/bench.stamp
 IMAGES ?=
-# More flags for the command behind run, serve, evaluate and test.
+# More flags for the command behind a target: run, serve, evaluate, test, the benchmarks.
 ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate test lint format protos docs constraints clean
+.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness soak test lint format protos docs \
+	constraints clean
 
 help:  ## Show this list.
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(RUN_STAMP)  ## The whole thing on sample images: build, ingest, search, report. IMAGES=DIR takes your own.
 	$(LOOKALIKE) quickstart $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
@@ -31,6 +31,15 @@ caltech101: $(RUN_STAMP)  ## Download Caltech-101 (137 MB) to var/caltech101.
 
 evaluate: $(RUN_STAMP)  ## Measure the search accuracy on IMAGES=DIR, a folder per class, through the real services.
 	$(LOOKALIKE) evaluate --images "$(or $(IMAGES),var/caltech101/101_ObjectCategories)" --exclude BACKGROUND_Google $(ARGS)
+
+bench-embedder: $(BENCH_STAMP)  ## Measure the embedder beside its bare model and other servers of it. IMAGES=DIR.
+	$(BIN)/python -m benchmarks.embedder $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
+
+bench-steadiness: $(BENCH_STAMP)  ## Check the embedder at half load, overload, a storm of deadlines, a drain. IMAGES=DIR.
+	$(BIN)/python -m benchmarks.steadiness $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
+
+soak: $(BENCH_STAMP)  ## Ten minutes of mixed load on the embedder, in which it must not grow. IMAGES=DIR.
+	$(BIN)/python -m benchmarks.soak $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
 test: $(DEV_STAMP)  ## Run all tests.
 	$(BIN)/python -m pytest $(ARGS)
@@ -53,7 +62,7 @@ docs: $(DEV_STAMP)  ## Generate docs/settings.md from the settings of both serve
 
 constraints: $(DEV_STAMP)  ## Pin the newest versions of all dependencies in constraints.txt.
 	$(BIN)/uv pip compile --quiet --upgrade --universal --no-emit-index-url --no-emit-find-links --no-header \
-		--python-version 3.11 --extra dev --extra gpu pyproject.toml --output-file constraints.txt
+		--python-version 3.11 --extra dev --extra gpu --extra bench pyproject.toml --output-file constraints.txt
 
 clean:  ## Remove everything that make and the services wrote.
 	rm -rf $(VENV) var build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
@@ -71,4 +80,9 @@ $(RUN_STAMP): $(BIN)/python pyproject.toml constraints.txt
 $(DEV_STAMP): $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing Lookalike and its development tools into $(VENV) (a few minutes the first time)"
 	$(PIP) --editable '.[dev]'
+	@touch $@ $(RUN_STAMP)
+
+$(BENCH_STAMP): $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing Lookalike and what it is compared with into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[bench]'
 	@touch $@ $(RUN_STAMP)

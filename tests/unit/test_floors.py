@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "embedder_service": {"lookalike", "service_kit"},
     "search_service": {"lookalike", "service_kit"},
     "workbench": {"lookalike", "service_kit", "embedder_service", "search_service"},
+    "benchmarks": {"lookalike", "service_kit", "embedder_service", "search_service", "workbench"},
 }
 # Files of the services that may know of gRPC; the cores may not.
 TRANSPORT = {"rpc.py", "main.py", "embedder_client.py", "milvus_errors.py", "convert.py", "metrics.py"}

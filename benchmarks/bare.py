@@ -1,0 +1,111 @@
+"""The model alone: the runtime of a bundle on pixels that are decoded already, without a server."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import resource
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.load import OK, Calls, Measured
+from benchmarks.processes import CpuClock
+
+# Pixels take 150 kB an image; a few hundred of them do not fit into any cache either.
+_MOST_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Bare:
+    """What the runtime does by itself.
+
+    Attributes:
+        slots: batches that it runs at once, each of one image here.
+        alone: one thread, so that an image has a core to itself.
+        full: as many threads as there are slots.
+        load_seconds: from reading the bundle to the first embedding.
+        rss_max: most memory held, in bytes, with the images.
+        vectors: float32 [N, D], the embeddings of the first images.
+    """
+
+    slots: int
+    alone: Measured
+    full: Measured
+    load_seconds: float
+    rss_max: int
+    vectors: NDArray[np.float32]
+
+
+def measure(bundle: Path, precision: str, images: Sequence[Path], seconds: float, warm_up: float, vectors: int) -> Bare:
+    """Measures a bundle's runtime in a process of its own.
+
+    Args:
+        bundle: the model bundle.
+        precision: in which arithmetic.
+        images: the image files.
+        seconds: how long to measure, with one thread and with all.
+        warm_up: seconds before each.
+        vectors: how many embeddings to return.
+
+    Raises:
+        FailedPrecondition: the bundle or the CPU does not have that precision.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as process:
+        return process.submit(_measure, bundle, precision, images, seconds, warm_up, vectors).result()
+
+
+def _measure(
+    bundle: Path, precision: str, images: Sequence[Path], seconds: float, warm_up: float, vectors: int
+) -> Bare:
+    from embedder_service.model import bundle as bundles
+    from embedder_service.model.features import read
+    from embedder_service.runtimes import load_runtime
+
+    started = time.monotonic()
+    opened = bundles.load(bundle)
+    runtime = load_runtime(opened, precision=precision)
+    load_seconds = time.monotonic() - started
+    pixels = [read(path, opened.manifest.input) for path in images[:_MOST_IMAGES]]
+    found = np.concatenate([runtime.run(image) for image in pixels[:vectors]])
+
+    def run(threads: int) -> Measured:
+        return _closed_loop(lambda number: runtime.run(pixels[number % len(pixels)]), threads, seconds, warm_up)
+
+    alone, full = run(1), run(runtime.slots)
+    runtime.close()
+    rss_max = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # Linux counts in KiB
+    return Bare(runtime.slots, alone, full, load_seconds, rss_max, found)
+
+
+def _closed_loop(run: Callable[[int], object], threads: int, seconds: float, warm_up: float) -> Measured:
+    """`load.closed_loop`, with threads for callers."""
+    numbers, clock, stopping = itertools.count(), CpuClock(None), threading.Event()
+
+    def call_again_and_again() -> list[tuple[float, float]]:
+        times = []
+        while not stopping.is_set():
+            sent = time.monotonic()
+            run(next(numbers))
+            times.append((sent, time.monotonic()))
+        return times
+
+    with ThreadPoolExecutor(threads) as pool:
+        callers = [pool.submit(call_again_and_again) for _ in range(threads)]
+        try:
+            wait(callers, warm_up, FIRST_EXCEPTION)  # returns early only if one of them failed
+            begin, before = time.monotonic(), clock.read()
+            wait(callers, seconds, FIRST_EXCEPTION)
+            end, after = time.monotonic(), clock.read()
+        finally:
+            stopping.set()
+        sent, ended = np.array([times for caller in callers for times in caller.result()], np.float64).reshape(-1, 2).T
+    calls = Calls(sent, sent, ended, np.full(len(sent), OK))
+    return Measured.cut(begin, end, calls, after - before)
