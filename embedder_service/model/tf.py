@@ -32,6 +32,10 @@ def _without_chatter() -> Iterator[None]:
 # Keras takes its backend from here or from a file in the home directory; the graph exported here is TensorFlow's.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
+# TensorFlow would otherwise take all memory of every GPU at its first use.
+# https://www.tensorflow.org/guide/gpu#limiting_gpu_memory_growth
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+
 with _without_chatter():
     import keras
     import tensorflow

@@ -66,11 +66,6 @@ def test_both_runtimes_give_the_same_vectors(runtime, images, expected):
     assert (vectors * expected).sum(axis=1).min() > 0.9999
 
 
-def test_a_bucket_gives_the_vectors_that_single_images_give(lite0, images, expected):
-    runtime = load_runtime(lite0, "tensorflow", buckets=(1, 4))
-    np.testing.assert_allclose(runtime.run(images[:4]), expected[:4], atol=1e-4)
-
-
 def test_a_result_outlives_the_next_run(runtime, images):
     first = runtime.run(images[:1])
     kept = first.copy()
@@ -140,22 +135,9 @@ def test_a_compiled_model_is_kept_and_used_again(lite0, images, expected, tmp_pa
     assert list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("buckets", [(2, 4), (1, 4, 2), (1, 1)])
-def test_buckets_must_ascend_from_1(lite0, buckets):
-    with pytest.raises(InvalidArgument, match="do not ascend from 1"):
-        load_runtime(lite0, "tensorflow", buckets=buckets)
-
-
-@pytest.mark.parametrize(
-    ("name", "precision", "message"),
-    [
-        ("openvino", "fp8", "has no precision 'fp8'; it has f32"),
-        ("tensorflow", "bf16", "tensorflow runtime has no precision 'bf16'"),
-    ],
-)
-def test_a_precision_that_cannot_be_had_is_refused(lite0, name, precision, message):
-    with pytest.raises(FailedPrecondition, match=message):
-        load_runtime(lite0, name, precision=precision)
+def test_a_precision_that_the_bundle_has_not_is_refused(lite0):
+    with pytest.raises(FailedPrecondition, match="has no precision 'fp8'; it has f32"):
+        load_runtime(lite0, "openvino", precision="fp8")
 
 
 def test_an_unknown_runtime_is_refused_with_those_there_are(lite0):
