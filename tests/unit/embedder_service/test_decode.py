@@ -93,12 +93,14 @@ def test_height_and_width_are_not_mixed_up(chelsea):
 
 @pytest.mark.parametrize("resize", FILTERS)
 def test_the_filter_is_the_one_asked_for(chelsea, resize):
-    expected = np.asarray(chelsea.resize((SIDE, SIDE), getattr(Image.Resampling, resize.upper())))
-    np.testing.assert_array_equal(pixels(encoded(chelsea), resize=resize), expected)
+    expected = np.asarray(chelsea.resize((224, 224), getattr(Image.Resampling, resize.upper())))
+    np.testing.assert_array_equal(pixels(encoded(chelsea), side=224, resize=resize), expected)
 
 
 def test_an_unknown_filter_is_the_callers_bug(chelsea):
-    with pytest.raises(ValueError, match=r"unknown resize filter 'cubist'; choose one of bilinear, bicubic, lanczos"):
+    with pytest.raises(
+        ValueError, match=r"unknown resize filter 'cubist'; choose one of bilinear, hamming, bicubic, lanczos"
+    ):
         pixels(encoded(chelsea), resize="cubist")
 
 
