@@ -8,6 +8,7 @@ https://pillow.readthedocs.io/en/stable/handbook/image-file-formats.html
 
 from __future__ import annotations
 
+import os
 import warnings
 from io import BytesIO
 
@@ -35,12 +36,22 @@ _PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or DEFAULT_MAX_PIXELS)
 # a log with it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+# A JPEG within a TIFF is libtiff's to limit.
+os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(container.MAX_SCANS))
+
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "hamming": Image.Resampling.HAMMING,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+class _Tiff(TiffImageFile):
+    def load_read(self, read_bytes: int) -> bytes:
+        # Pillow would read an uncompressed strip up to where the next one begins, byte by byte if a file says so.
+        assert self.fp is not None
+        return self.fp.read(max(read_bytes, self.decodermaxblock))
 
 
 class _WebP(WebPImageFile):
@@ -56,7 +67,7 @@ _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     "WEBP": _WebP,
     "GIF": GifImageFile,
     "BMP": BmpImageFile,
-    "TIFF": TiffImageFile,
+    "TIFF": _Tiff,
 }
 
 _TRANSPOSE = {
@@ -72,6 +83,8 @@ _TRANSPOSE = {
 # How far above the wanted size the cheap reductions stop, so that the filter makes the picture.
 _JPEG_GAP = 2
 _BOX_GAP = 3  # Pillow calls this indistinguishable, see `reducing_gap` of `PIL.Image.Image.resize`
+# As in JPEG. Pillow needs 8 bytes more for each row, and the time of a row for the shortest one.
+_MAX_SIDE = 65_535
 # Pixels of a tile's side: what is turned into RGB at a time is a megapixel, whatever the image has.
 _TILE = 1024
 # Pillow unpacks run lengths in Python, some 20 million pixels or 2 million runs a second.
@@ -93,7 +106,8 @@ def decode(
         height: pixels of the result.
         width: pixels of the result.
         resize: the antialiased filter, a key of `FILTERS`.
-        max_pixels: the largest width times height accepted; above 178,956,970, WEBP and TIFF stay at that.
+        max_pixels: the largest width times height accepted; above 178,956,970, WEBP and TIFF stay at that. No side may
+            have more than 65,535.
 
     Returns:
         uint8 [height, width, 3], RGB.
@@ -131,6 +145,11 @@ def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise InvalidArgument(f"the {name} image is {width}x{height} pixels; send one with at least 1x1")
+    if max(width, height) > _MAX_SIDE:
+        raise InvalidArgument(
+            f"the {name} image is {width}x{height} pixels, above the limit of {_MAX_SIDE} for each side; "
+            "send it scaled down or in parts"
+        )
     if width * height > max_pixels:
         raise InvalidArgument(
             f"the {name} image is {width}x{height} = {width * height} pixels, above the limit of {max_pixels}; "
