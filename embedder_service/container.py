@@ -75,8 +75,7 @@ _SIGNATURES = (
     (b"BM", "BMP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
+    (b"II+\0", "TIFF"),  # BigTIFF; Pillow cannot read it with the other byte order
 )
 
 # 0xFF before a marker is padding, 0xFF00 is a byte of coded data.
@@ -226,7 +225,7 @@ _ORIENTATION, _SHORT = 274, 3
 
 def _tiff(data: bytes) -> Picture:
     order = "<" if data[:2] == b"II" else ">"
-    big = 43 in data[2:4]
+    big = data[2] == 43
     offset, count, entry = ("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s")
     offset, count, entry = order + offset, order + count, order + entry
     at = 8 if big else 4
