@@ -1,57 +1,42 @@
 """Image bytes -> pixels. The only place where a picture is decoded: building a model and serving it both use it.
 
-Pillow's plugin classes are opened by the file's signature instead of through `PIL.Image.open`: that restricts the
-formats to the list below, and leaves Pillow's process-wide `MAX_IMAGE_PIXELS` out of play, so each caller brings
-its own limit.
-https://pillow.readthedocs.io/en/stable/handbook/image-file-formats.html
+Time and memory are bounded by the pixels. A decode takes up to 2 seconds of a core at 50 megapixels, and up to 4.4
+bytes for each pixel, 9 in TIFF, 10 in progressive JPEG, 12 in WEBP and in progressive JPEG of four channels; next to
+nothing in a JPEG that is decoded at a fraction of its size. 20 MB come on top when there is transparency.
+
+A large image is reduced by cheaper means first, so its vector is not quite that of the whole image resized at once.
+With EfficientNet-Lite0, their cosine was 0.996 at worst and 0.9998 in the mean, over 222 photographs, most of them
+enlarged 4 to 8 times; `tests/integration/test_scaled_decode.py` holds it above 0.99.
+
+Colours are those of the file: colour profiles (ICC) are not applied.
 """
 
 from __future__ import annotations
 
-import warnings
 from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
+from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
+from embedder_service import container
+from embedder_service.readers import MIN_IS_WHITE, READERS
 from service_kit.errors import InvalidArgument
 
 # Raise this when a change below changes pixels: it is part of a bundle's fingerprint.
-REVISION = 1
+REVISION = 2
 
 DEFAULT_MAX_PIXELS = 50_000_000
 # Of WEBP and TIFF, Pillow itself refuses more than twice its `MAX_IMAGE_PIXELS`.
 _PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or DEFAULT_MAX_PIXELS)
 
-# It also remarks on every oddity in a file. Errors are raised; the rest is noise, and no caller should be able to fill
-# a log with it.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-_SIGNATURES: tuple[tuple[bytes, str, type[ImageFile.ImageFile]], ...] = (
-    (b"\xff\xd8\xff", "JPEG", JpegImageFile),
-    (b"\x89PNG\r\n\x1a\n", "PNG", PngImageFile),
-    (b"GIF87a", "GIF", GifImageFile),
-    (b"GIF89a", "GIF", GifImageFile),
-    (b"BM", "BMP", BmpImageFile),
-    (b"II*\0", "TIFF", TiffImageFile),
-    (b"MM\0*", "TIFF", TiffImageFile),
-    (b"II+\0", "TIFF", TiffImageFile),
-    (b"MM\0+", "TIFF", TiffImageFile),
-)
-_FORMATS = "JPEG, PNG, WEBP, GIF, BMP, TIFF"
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,6 +48,14 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# How far above the wanted size the cheap reductions stop, so that the filter makes the picture.
+_JPEG_GAP = 2
+_BOX_GAP = 3  # Pillow calls this indistinguishable, see `reducing_gap` of `PIL.Image.Image.resize`
+# As in JPEG. Pillow needs 8 bytes more for each row, and the time of a row for the shortest one.
+_MAX_SIDE = 65_535
+# Pixels of a tile's side: what is turned into RGB at a time is a megapixel, whatever the image has.
+_TILE = 1024
+
 
 def decode(
     data: bytes, *, height: int, width: int, resize: str, max_pixels: int = DEFAULT_MAX_PIXELS
@@ -70,14 +63,16 @@ def decode(
     """Decode an image and squash it to a fixed size.
 
     The dimensions are read from the header and checked before any pixel is decoded. EXIF orientation is applied,
-    transparency is put on white, an animation gives its first frame. Thread-safe; the long parts release the GIL.
+    transparency is put on white, an animation gives its first frame, several pages the first. Thread-safe; the long
+    parts release the GIL.
 
     Args:
         data: a JPEG, PNG, WEBP, GIF, BMP or TIFF file.
         height: pixels of the result.
         width: pixels of the result.
         resize: the antialiased filter, a key of `FILTERS`.
-        max_pixels: the largest width times height accepted; above 178,956,970, WEBP and TIFF stay at that.
+        max_pixels: the largest width times height accepted; above 178,956,970, WEBP and TIFF stay at that. No side may
+            have more than 65,535.
 
     Returns:
         uint8 [height, width, 3], RGB.
@@ -88,12 +83,16 @@ def decode(
     """
     if resize not in FILTERS:
         raise ValueError(f"unknown resize filter {resize!r}; choose one of {', '.join(FILTERS)}")
-    name, opener = _sniff(data)
+    name = container.sniff(data)
     try:
-        image = opener(BytesIO(data))
+        picture = container.picture(name, data)
+        turn = _TRANSPOSE.get(picture.orientation)
+        image = READERS[name](BytesIO(picture.data))
         _check_size(name, image.size, max_pixels)
-        pixels = _to_rgb(_upright(_load(image, max(height, width))))
-        return np.array(pixels.resize((width, height), FILTERS[resize]), dtype=np.uint8)
+        _load(image, max(height, width))
+        small = _shrink(image, max(height, width))
+        upright = small if turn is None else small.transpose(turn)
+        return np.array(upright.resize((width, height), FILTERS[resize]).convert("RGB"), dtype=np.uint8)
     except InvalidArgument:
         raise
     except Image.DecompressionBombError as error:
@@ -107,24 +106,15 @@ def decode(
         ) from error
 
 
-def _sniff(data: bytes) -> tuple[str, type[ImageFile.ImageFile]]:
-    if not data:
-        raise InvalidArgument(f"the image is empty (0 bytes); send the bytes of a {_FORMATS} file")
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP", WebPImageFile
-    for signature, name, opener in _SIGNATURES:
-        if data.startswith(signature):
-            return name, opener
-    raise InvalidArgument(
-        f"the {len(data)} bytes, which begin with 0x{data[:4].hex()}, are not an image in a known format; "
-        f"send one of {_FORMATS}"
-    )
-
-
 def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise InvalidArgument(f"the {name} image is {width}x{height} pixels; send one with at least 1x1")
+    if max(width, height) > _MAX_SIDE:
+        raise InvalidArgument(
+            f"the {name} image is {width}x{height} pixels, above the limit of {_MAX_SIDE} for each side; "
+            "send it scaled down or in parts"
+        )
     if width * height > max_pixels:
         raise InvalidArgument(
             f"the {name} image is {width}x{height} = {width * height} pixels, above the limit of {max_pixels}; "
@@ -132,33 +122,50 @@ def _check_size(name: str, size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
-def _load(image: ImageFile.ImageFile, side: int) -> Image.Image:
+def _load(image: ImageFile.ImageFile, side: int) -> None:
     if isinstance(image, JpegImageFile):
         # libjpeg can decode at 1/2, 1/4 or 1/8 for a fraction of the time; at twice the wanted size or more, the result
         # stays next to the one from full size. https://pillow.readthedocs.io/en/stable/reference/Image.html (`draft`)
-        image.draft(None, (2 * side, 2 * side))
+        image.draft(None, (_JPEG_GAP * side, _JPEG_GAP * side))
     image.load()
-    return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        # Asked after load(): TIFF is turned by Pillow while it loads, and PNG may carry its EXIF after the pixels.
-        method = _TRANSPOSE.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # EXIF is a side note: when it is damaged, the pixels still are what they are.
-        method = None
-    return image if method is None else image.transpose(method)
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    """RGB (or grey, which is the same for less) on white, reduced to some `_BOX_GAP` times the wanted size.
+
+    An image that is much larger is turned into RGB tile by tile, so that it is never in memory a second time.
+    """
+    factor = max(1, image.width // (_BOX_GAP * side)), max(1, image.height // (_BOX_GAP * side))
+    if image.mode in ("RGB", "L") and not image.has_transparency_data:
+        return image if factor == (1, 1) else image.reduce(factor)
+    if factor == (1, 1):
+        return _on_white(image)
+    across, down = factor
+    result = Image.new("RGB", (-(-image.width // across), -(-image.height // down)))
+    columns, rows = across * max(1, _TILE // across), down * max(1, _TILE // down)
+    for top in range(0, image.height, rows):
+        for left in range(0, image.width, columns):
+            box = left, top, min(left + columns, image.width), min(top + rows, image.height)
+            result.paste(_on_white(image.crop(box)).reduce(factor), (left // across, top // down))
+    return result
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGB, what is transparent being white."""
     if image.mode in ("I", "F"):
         raise InvalidArgument(
             f"the image has 32-bit pixels (mode {image.mode}), which have no agreed white; "
             "send it with 8 or 16 bits per channel"
         )
     if image.mode.startswith("I;16"):
-        # 65535 -> 255 exactly; Pillow's own conversion would clip at 255.
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+        samples = np.asarray(image)
+        # Rounds samples / 257, so that 65535 is 255; Pillow's own conversion would clip at 255.
+        grey = ((samples * np.uint32(255) + np.uint32(32895)) >> 16).astype(np.uint8)
+        if MIN_IS_WHITE in image.info:
+            grey = 255 - grey
+        if "transparency" in image.info:
+            grey[samples == image.info["transparency"]] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

@@ -1,37 +1,31 @@
 """A real embedder process on loopback, serving a real model."""
 
-import json
-import re
 import signal
 import struct
 import subprocess
 import sys
 import threading
-import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 import skimage
+from embedder_process import ROOT, TIMEOUT, running
 from google.rpc import code_pb2, error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
-import embedder_service
 from embedder_service import decode
 from embedder_service.model import bundle as bundles
 from embedder_service.runtimes import load_runtime
 from lookalike import AsyncEmbedderClient, EmbedderClient, Embedding, LookalikeError
-from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from lookalike.embedder.v1 import embedder_pb2
 
 SERVICE = "lookalike.embedder.v1.EmbedderService"
-ROOT = Path(embedder_service.__file__).parents[1]
-TIMEOUT = 60
 PHOTOGRAPHS = [
     Path(skimage.__file__).parent / "data" / name
     for name in (
@@ -39,54 +33,6 @@ PHOTOGRAPHS = [
         *("chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png", "moon.png"),
     )
 ]
-
-
-class Embedder:
-    """An embedder process and a channel to it."""
-
-    def __init__(self, process, address, channel, metrics):
-        self.process = process
-        self.address = address
-        self.stub = embedder_pb2_grpc.EmbedderServiceStub(channel)
-        self.health = health_pb2_grpc.HealthStub(channel)
-        self.reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
-        self._metrics = metrics
-
-    def embed(self, image, **fields):
-        return self.stub.Embed(embedder_pb2.EmbedRequest(image=image, **fields), timeout=TIMEOUT)
-
-    def embed_batch(self, images, **fields):
-        return self.stub.EmbedBatch(embedder_pb2.EmbedBatchRequest(images=images, **fields), timeout=TIMEOUT)
-
-    def metrics(self):
-        """The page of metrics."""
-        with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=TIMEOUT) as page:
-            return page.read().decode()
-
-    def metric(self, name):
-        """The value of a metric without labels."""
-        return float(re.search(rf"^{name} (\S+)$", self.metrics(), re.MULTILINE)[1])
-
-
-@contextmanager
-def running(bundle, *flags):
-    """Runs an embedder until the context ends."""
-    command = [
-        *(sys.executable, "-m", "embedder_service.main", "--bundle", bundle, "--log-format", "json"),
-        *("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0", "--drain-delay", "0"),
-    ]
-    with subprocess.Popen([*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            log = {}
-            while "serving" not in log:
-                line = process.stderr.readline()
-                assert line.startswith("{"), line + process.stderr.read()
-                entry = json.loads(line)
-                log[entry["event"]] = entry
-            with grpc.insecure_channel(log["listening"]["address"]) as channel:
-                yield Embedder(process, log["listening"]["address"], channel, log["listening"]["metrics_address"])
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")

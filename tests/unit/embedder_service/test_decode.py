@@ -45,14 +45,15 @@ def encoded(image, format="PNG", **options):
     return file.getvalue()
 
 
-def png(width, height, depth=8, colour=2, body=b""):
+def png(width, height, depth=8, colour=2, body=b"", transparent=None):
     """A PNG file made of its header and whatever body, without a picture behind it."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    colour = b"" if transparent is None else chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    return b"\x89PNG\r\n\x1a\n" + header + colour + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +94,14 @@ def test_height_and_width_are_not_mixed_up(chelsea):
 
 @pytest.mark.parametrize("resize", FILTERS)
 def test_the_filter_is_the_one_asked_for(chelsea, resize):
-    expected = np.asarray(chelsea.resize((SIDE, SIDE), getattr(Image.Resampling, resize.upper())))
-    np.testing.assert_array_equal(pixels(encoded(chelsea), resize=resize), expected)
+    expected = np.asarray(chelsea.resize((224, 224), getattr(Image.Resampling, resize.upper())))
+    np.testing.assert_array_equal(pixels(encoded(chelsea), side=224, resize=resize), expected)
 
 
 def test_an_unknown_filter_is_the_callers_bug(chelsea):
-    with pytest.raises(ValueError, match=r"unknown resize filter 'cubist'; choose one of bilinear, bicubic, lanczos"):
+    with pytest.raises(
+        ValueError, match=r"unknown resize filter 'cubist'; choose one of bilinear, hamming, bicubic, lanczos"
+    ):
         pixels(encoded(chelsea), resize="cubist")
 
 
@@ -165,6 +168,56 @@ def test_a_transparent_colour_without_an_alpha_channel_is_put_on_white_too():
     np.testing.assert_array_equal(pixels(encoded(palette, transparency=1))[0, 0], [255, 255, 255])
 
 
+@pytest.mark.parametrize(
+    ("depth", "colour", "row", "pixel", "shown"),
+    [
+        (1, 0, b"\0", [0], [0, 0, 0]),
+        (2, 0, b"\xaa\xaa", [2], [170, 170, 170]),
+        (4, 0, b"\x99" * 4, [9], [153, 153, 153]),
+        (8, 0, b"\x4d" * 8, [77], [77, 77, 77]),
+        (16, 0, b"\x12\x34" * 8, [0x1234], [18, 18, 18]),
+        (16, 2, b"\x12\x34\x56\x78\x9a\xbc" * 8, [0x1234, 0x5678, 0x9ABC], [18, 86, 154]),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_meant_in_its_own_depth(depth, colour, row, pixel, shown):
+    def corner(transparent):
+        body = zlib.compress((b"\0" + row) * 8)
+        return pixels(png(8, 8, depth=depth, colour=colour, body=body, transparent=transparent))[0, 0]
+
+    np.testing.assert_array_equal(corner(pixel), [255, 255, 255])
+    np.testing.assert_array_equal(corner([pixel[0] ^ (1 << depth - 1), *pixel[1:]]), shown)
+
+
+def tiff(planes, *tags):
+    """An uncompressed TIFF file, a strip for each plane of samples (bytes), of 8x8 pixels."""
+    start = 8 + len(b"".join(planes))
+    offsets = [8 + sum(map(len, planes[:n])) for n in range(len(planes))]
+    tags = sorted([(256, [8]), (257, [8]), (277, [len(planes)]), (278, [8]), (273, offsets), *tags])
+    values = start + 2 + 12 * len(tags) + 4
+    directory, behind = struct.pack("<H", len(tags)), b""
+    for tag, numbers in tags:
+        data = struct.pack(f"<{len(numbers)}H", *numbers)
+        directory += struct.pack("<HHI", tag, 3, len(numbers))
+        directory += data.ljust(4, b"\0") if len(data) <= 4 else struct.pack("<I", values + len(behind))
+        behind += data if len(data) > 4 else b""
+    return b"II*\0" + struct.pack("<I", start) + b"".join(planes) + directory + bytes(4) + behind
+
+
+@pytest.mark.parametrize(("photometric", "expected"), [(0, 255 - 0x12), (1, 0x12)])
+def test_sixteen_bits_of_grey_may_count_from_white(photometric, expected):
+    data = tiff([b"\x34\x12" * 64], (258, [16]), (262, [photometric]))
+    np.testing.assert_array_equal(pixels(data)[0, 0], [expected] * 3)
+
+
+def test_separate_planes_are_read_when_pillow_can_and_refused_when_it_cannot():
+    shared = (262, [2]), (284, [2])
+    data = tiff([b"\x10" * 64, b"\x20" * 64, b"\x30" * 64], (258, [8, 8, 8]), *shared)
+    np.testing.assert_array_equal(pixels(data)[0, 0], [0x10, 0x20, 0x30])
+    data = tiff([b"\0\x10" * 64, b"\0\x20" * 64, b"\0\x30" * 64], (258, [16, 16, 16]), *shared)
+    with pytest.raises(InvalidArgument, match="16 bits in separate planes"):
+        pixels(data)
+
+
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_to_eight_not_clipped(format):
     ramp = np.linspace(0, 65535, SIDE * SIDE).astype(np.uint16).reshape(SIDE, SIDE)
@@ -203,6 +256,56 @@ def test_large_jpegs_decoded_at_a_fraction_look_as_if_decoded_whole(chelsea):
     assert abs(pixels(data, side=224).astype(int) - whole).mean() < 1
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1", "I;16"])
+def test_large_images_reduced_first_look_as_if_resized_at_once(chelsea, mode):
+    if mode == "I;16":
+        large = Image.fromarray(np.asarray(chelsea.convert("L").resize((1900, 1100))).astype(np.uint16) * 257)
+        whole = chelsea.convert("L").resize((1900, 1100)).convert("RGB")
+    else:
+        large = chelsea.resize((1900, 1100)).convert(mode)
+        whole = large.convert("RGB")
+    if mode in ("RGBA", "LA"):
+        large.putalpha(128)
+        whole = Image.blend(whole, Image.new("RGB", whole.size, "white"), 127 / 255)
+    at_once = np.asarray(whole.resize((64, 48), Image.Resampling.BICUBIC)).astype(int)
+    result = decode(encoded(large, "TIFF" if mode == "CMYK" else "PNG"), height=48, width=64, resize="bicubic")
+    assert abs(result - at_once).mean() < 2
+
+
+# Not `getrusage`: a process begins with the peak of the one that started it.
+PEAK = """
+import pathlib, re, sys
+from embedder_service.decode import decode
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+data = sys.stdin.buffer.read()
+before = peak()
+decode(data, height=224, width=224, resize="bicubic")
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("format", "mode", "options", "bytes_per_pixel"),
+    [
+        ("PNG", "RGB", {}, 5),
+        ("PNG", "RGBA", {}, 7),
+        ("PNG", "LA", {}, 7),
+        ("GIF", "P", {"transparency": 0}, 4),
+        ("TIFF", "CMYK", {"compression": "tiff_deflate"}, 11),
+        ("WEBP", "RGBA", {"lossless": True, "method": 0, "quality": 0}, 14),
+        ("JPEG", "CMYK", {"progressive": True, "subsampling": 0}, 11),
+    ],
+)
+def test_memory_is_bounded_by_the_pixels(format, mode, options, bytes_per_pixel):
+    image = Image.new(mode, (4000, 2500))
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK], input=encoded(image, format, **options), cwd=ROOT, capture_output=True, check=True
+    )
+    assert int(done.stdout) < bytes_per_pixel * image.width * image.height
+
+
 def test_a_bomb_costs_a_header_read():
     bomb = png(30_000, 30_000, body=zlib.compress(bytes(3_000_000)))
     assert len(bomb) < 4_000
@@ -216,6 +319,11 @@ def vp8x(width, height):
     body = b"VP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + struct.pack("<I", width - 1)[:3]
     body += struct.pack("<I", height - 1)[:3]
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def test_no_side_is_longer_than_a_jpeg_can_be():
+    with pytest.raises(InvalidArgument, match=r"1x70000 pixels, above the limit of 65535 for each side"):
+        pixels(png(1, 70_000, body=zlib.compress(bytes(4 * 70_000))))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "GIF", "BMP", "TIFF", "WEBP"])
