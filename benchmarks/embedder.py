@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import math
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ class Row:
         client_cpu_ms: CPU time of the client for each.
         other_cores: cores that were busy with neither: how quiet the machine was.
         rss_max_bytes: most memory of the server's processes together, while warming up and measuring.
-        startup_seconds: from the start of its process to its first good answer; of the bare runtime, to load the model.
+        startup_seconds: from the start of its process to its first good answer, with nothing compiled before; of the
+            bare runtime, to load the model.
         errors: calls that ended otherwise, by status code.
         cosine: mean cosine of its embeddings to those of the first bare runtime measured.
         to_bare: images/s by those of the bare runtime in the same precision, with one thread for a concurrency of 1
@@ -139,7 +141,10 @@ class Benchmark:
             self._add(dataclasses.replace(row, server_cpu_ms=row.client_cpu_ms, client_cpu_ms=0.0))
 
     def _lookalike(self, precision: str) -> None:
-        with Embedder(self._bundle.path, precision, self._args.logs) as server:
+        with (
+            tempfile.TemporaryDirectory() as cache,  # empty: a model that was compiled before would start sooner
+            Embedder(self._bundle.path, precision, self._args.logs, ["--cache-dir", cache]) as server,
+        ):
             self._measure(_LOOKALIKE, precision, server, "embed")
             batches = Target((server.address,), "embed_batch", _BATCH)
             self._load(_LOOKALIKE, precision, server, batches, _BATCH_CALLERS)

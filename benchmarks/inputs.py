@@ -15,6 +15,7 @@ from typing import Any
 from embedder_service.model import bundle as bundles
 from embedder_service.model.backbones import DEFAULT
 from embedder_service.model.bundle import Bundle
+from embedder_service.model.gate import Gate
 from embedder_service.model.weights import WeightsUnavailable
 from service_kit.errors import FailedPrecondition, ServiceError
 from workbench.demo_images import make_demo_images
@@ -140,5 +141,7 @@ def _build(backbone: str, weights: str, images: Sequence[Path], folder: Path) ->
 
     say(f"building {folder}")
     paths = images[:_BUILD_IMAGES]
+    # The losses of random weights mean nothing, and no precision is to be missing for them.
+    gate = Gate(max_accuracy_loss=100.0, min_cosine=-1.0) if weights == "random" else Gate()
     with stages() as show:
-        return build(backbone, weights, paths, min(_DIMS, len(paths) - 1), folder, show).bundle
+        return build(backbone, weights, paths, min(_DIMS, len(paths) - 1), folder, show, gate=gate).bundle
