@@ -25,6 +25,9 @@ class Backbone:
     )  # where Keras downloads its ImageNet weights from, below its own address; None: not Keras's
 
 
+# Images are resized bilinearly. On Caltech-101 with EfficientNet-Lite0 that costs 0.2 points of accuracy against bicubic
+# (90.0 and 90.2 %), keeps a thumbnail of 100 pixels nearer to its original (mean cosine 0.88 and 0.86), and takes 0.3 ms
+# less for each image.
 BACKBONES = {
     backbone.name: backbone
     for backbone in (
@@ -35,7 +38,7 @@ BACKBONES = {
             2048,
             23_587_712,
             "caffe",
-            "bicubic",
+            "bilinear",
             "resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
         ),
         Backbone(
@@ -45,7 +48,7 @@ BACKBONES = {
             2048,
             21_802_784,
             "tf",
-            "bicubic",
+            "bilinear",
             "inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
         ),
         Backbone(
@@ -55,7 +58,7 @@ BACKBONES = {
             512,
             14_714_688,
             "caffe",
-            "bicubic",
+            "bilinear",
             "vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
         ),
         Backbone(
@@ -65,7 +68,7 @@ BACKBONES = {
             512,
             20_024_384,
             "caffe",
-            "bicubic",
+            "bilinear",
             "vgg19/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
         ),
         Backbone(
@@ -75,10 +78,10 @@ BACKBONES = {
             1024,
             3_228_864,
             "tf",
-            "bicubic",
+            "bilinear",
             "mobilenet/mobilenet_1_0_224_tf_no_top.h5",
         ),
-        Backbone("efficientnet_lite0", "EfficientNet-Lite0", 224, 1280, 3_413_024, "lite", "bicubic", None),
+        Backbone("efficientnet_lite0", "EfficientNet-Lite0", 224, 1280, 3_413_024, "lite", "bilinear", None),
     )
 }
 
