@@ -65,12 +65,28 @@ def test_a_manifest_survives_being_written_and_read(lite0):
     assert manifests.parse(lite0.manifest.to_json(), "here") == lite0.manifest
 
 
-def test_a_manifest_is_ready_for_further_precisions(lite0):
-    int8 = manifests.Precision("openvino/int8.xml", images=300, mean_loss=0.011, max_loss=0.048)
-    extended = dataclasses.replace(lite0.manifest, precisions=lite0.manifest.precisions | {"int8": int8})
-    assert manifests.parse(extended.to_json(), "here").precisions["int8"] == int8
-    opened = bundles.Bundle(lite0.path, extended)
+def with_precisions(bundle, **precisions):
+    return dataclasses.replace(bundle.manifest, precisions=precisions)
+
+
+def test_each_precision_names_the_model_to_run(lite0):
+    int8 = manifests.Precision("openvino/int8.xml", images=300, mean_loss=0.011, max_loss=0.048, accuracy=0.9)
+    manifest = with_precisions(lite0, f32=lite0.manifest.precisions["f32"], int8=int8)
+    assert manifests.parse(manifest.to_json(), "here").precisions["int8"] == int8
+    opened = bundles.Bundle(lite0.path, manifest)
     assert opened.openvino_model("int8") == lite0.path / "openvino/int8.xml"
+
+
+@pytest.mark.parametrize(
+    ("f32", "int8", "loss"), [(0.9023, 0.9, 0.23), (0.9, 0.9023, -0.23), (None, 0.9, None), (0.9, None, None)]
+)
+def test_the_loss_of_accuracy_is_in_points_against_f32(lite0, f32, int8, loss):
+    def precision(accuracy):
+        return manifests.Precision("model.xml", images=8677, mean_loss=0.0, max_loss=0.0, accuracy=accuracy)
+
+    manifest = with_precisions(lite0, f32=precision(f32), int8=precision(int8))
+    assert manifest.accuracy_loss("int8") == (None if loss is None else pytest.approx(loss))
+    assert manifest.accuracy_loss("bf16") is None
 
 
 def test_bf16_runs_the_float_model(lite0):
@@ -104,7 +120,7 @@ def rewritten(bundle, change):
     [
         (lambda data: data.clear(), "does not describe a model bundle"),
         (lambda data: data.update(kind="pwa"), "does not describe a model bundle"),
-        (lambda data: data.update(schema_version=99), "has schema version 99, this program reads 1"),
+        (lambda data: data.update(schema_version=99), "has schema version 99, this program reads 2"),
         (lambda data: data.pop("backbone"), "is damaged: manifest should have the fields"),
         (lambda data: data.update(colour="red"), "is damaged: manifest should have the fields"),
         (

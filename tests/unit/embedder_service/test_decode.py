@@ -99,9 +99,7 @@ def test_the_filter_is_the_one_asked_for(chelsea, resize):
 
 
 def test_an_unknown_filter_is_the_callers_bug(chelsea):
-    with pytest.raises(
-        ValueError, match=r"unknown resize filter 'cubist'; choose one of bilinear, bicubic, lanczos"
-    ):
+    with pytest.raises(ValueError, match=r"unknown resize filter 'cubist'; choose one of bilinear, bicubic, lanczos"):
         pixels(encoded(chelsea), resize="cubist")
 
 

@@ -1,6 +1,8 @@
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,14 @@ from embedder_service.decode import decode
 from embedder_service.model.bundle import pattern_image
 from embedder_service.model.ov import openvino
 from embedder_service.runtimes import load_runtime
-from embedder_service.runtimes.cores import available_cores
+from embedder_service.runtimes.cores import available_cores, physical_cores
+from embedder_service.runtimes.instructions import FASTEST_FIRST, cpu_flags, native_precisions
 from service_kit.errors import FailedPrecondition, InvalidArgument
 
 ROOT = Path(embedder_service.__file__).parents[1]
+needs_int8 = pytest.mark.skipif(
+    "int8" not in native_precisions((), cpu_flags()), reason="this CPU has no 8-bit dot product"
+)
 needs_bf16 = pytest.mark.skipif(
     "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="this CPU has no bf16"
 )
@@ -23,19 +29,19 @@ needs_bf16 = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def images(image_paths):
     """uint8 [8, 224, 224, 3]."""
-    return np.stack([decode(path.read_bytes(), height=224, width=224, resize="bicubic") for path in image_paths[:8]])
+    return np.stack([decode(path.read_bytes(), height=224, width=224, resize="bilinear") for path in image_paths[:8]])
 
 
 @pytest.fixture(scope="module", params=["openvino", "tensorflow"])
 def runtime(lite0, request):
-    loaded = load_runtime(lite0, request.param)
+    loaded = load_runtime(lite0, request.param, precision="f32")
     yield loaded
     loaded.close()
 
 
 @pytest.fixture(scope="module")
 def expected(lite0, images):
-    loaded = load_runtime(lite0, "openvino", streams=1)
+    loaded = load_runtime(lite0, "openvino", precision="f32", streams=1)
     yield np.concatenate([loaded.run(image[np.newaxis]) for image in images])
     loaded.close()
 
@@ -101,7 +107,7 @@ def test_strided_images_are_taken(runtime, images, expected):
 
 @pytest.mark.parametrize("name", ["openvino", "tensorflow"])
 def test_a_closed_runtime_refuses_and_can_be_closed_again(lite0, images, name):
-    runtime = load_runtime(lite0, name)
+    runtime = load_runtime(lite0, name, precision="f32")
     runtime.close()
     runtime.close()
     for _ in range(3):
@@ -110,8 +116,8 @@ def test_a_closed_runtime_refuses_and_can_be_closed_again(lite0, images, name):
 
 
 def test_openvino_computes_in_float32_even_where_the_cpu_would_rather_not(lite0, images):
-    tensorflow = load_runtime(lite0, "tensorflow")
-    runtime = load_runtime(lite0, "openvino")
+    tensorflow = load_runtime(lite0, "tensorflow", precision="f32")
+    runtime = load_runtime(lite0, "openvino", precision="f32")
     np.testing.assert_allclose(runtime.run(images[:1]), tensorflow.run(images[:1]), atol=1e-5)
 
 
@@ -123,20 +129,38 @@ def test_bf16_is_close_to_float32_and_not_the_same(lite0, images, expected):
     assert 0.99 < cosine < 0.999999
 
 
-def test_slots_are_the_streams_asked_for(lite0):
+@needs_int8
+def test_int8_is_close_to_float32_and_not_the_same(lite0, images, expected):
+    runtime = load_runtime(lite0, "openvino", precision="int8")
+    assert runtime.precision == "int8"
+    vectors = np.concatenate([runtime.run(image[np.newaxis]) for image in images])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    cosines = (vectors * expected).sum(axis=1)
+    assert 0.95 < cosines.mean() < 0.99999
+
+
+def test_auto_is_the_fastest_precision_that_the_bundle_has_and_the_cpu(lite0):
+    native = native_precisions(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), cpu_flags())
+    for contained in ({"f32"}, {"f32", "bf16"}, {"f32", "int8"}, {"f32", "bf16", "int8"}):
+        precisions = dict.fromkeys(contained, lite0.manifest.precisions["f32"])
+        bundle = replace(lite0, manifest=replace(lite0.manifest, precisions=precisions))
+        assert load_runtime(bundle).precision == min(contained & set(native), key=FASTEST_FIRST.index)
+
+
+def test_streams_and_threads_are_those_asked_for(lite0):
     assert load_runtime(lite0, "openvino", streams=3).slots == 3
-    assert load_runtime(lite0, "openvino").slots == available_cores()
+    assert load_runtime(lite0, "openvino", streams=1, threads=2).slots == 1
+    assert load_runtime(lite0, "openvino", threads=1).slots == 1
+    assert load_runtime(lite0, "openvino").slots == physical_cores()
 
 
-def test_a_compiled_model_is_kept_and_used_again(lite0, images, expected, tmp_path):
-    for _ in range(2):
-        runtime = load_runtime(lite0, "openvino", cache_dir=tmp_path)
-        np.testing.assert_allclose(runtime.run(images[:1])[0], expected[0], atol=1e-5)
-    assert list(tmp_path.iterdir())
+def test_fewer_threads_than_streams_are_refused(lite0):
+    with pytest.raises(InvalidArgument, match="2 threads are too few for 3 streams"):
+        load_runtime(lite0, "openvino", streams=3, threads=2)
 
 
 def test_a_precision_that_the_bundle_has_not_is_refused(lite0):
-    with pytest.raises(FailedPrecondition, match="has no precision 'fp8'; it has f32"):
+    with pytest.raises(FailedPrecondition, match=r"has no precision 'fp8'; it has .*f32"):
         load_runtime(lite0, "openvino", precision="fp8")
 
 
@@ -158,7 +182,7 @@ print(sorted({name.partition(".")[0] for name, module in sys.modules.items() if 
         [sys.executable, "-c", program, str(lite0.path)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "'openvino'" in done.stdout
-    for absent in ("tensorflow", "keras", "sklearn", "openvino_telemetry"):
+    for absent in ("tensorflow", "keras", "sklearn", "nncf", "openvino_telemetry"):
         assert f"'{absent}'" not in done.stdout
 
 
@@ -180,3 +204,16 @@ def test_a_cgroup_quota_bounds_the_cores(tmp_path):
 
 def test_without_cgroups_the_cores_are_those_of_the_machine(tmp_path):
     assert available_cores(tmp_path, tmp_path / "none") >= 1
+
+
+def test_the_hardware_threads_of_a_core_count_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 4, 5})
+    for cpu, siblings in ((0, "0,4"), (4, "0,4"), (1, "1,5"), (5, "1,5")):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+    assert physical_cores(tmp_path) == min(2, available_cores())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 4})
+    assert physical_cores(tmp_path) == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert physical_cores(tmp_path / "none") == min(2, available_cores())
