@@ -14,7 +14,7 @@ ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness soak test lint format protos docs \
+.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness soak test fuzz lint format protos docs \
 	constraints clean
 
 help:  ## Show this list.
@@ -43,6 +43,9 @@ soak: $(BENCH_STAMP)  ## Ten minutes of mixed load on the embedder, in which it 
 
 test: $(DEV_STAMP)  ## Run all tests.
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,500.
+	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
 
 lint: $(DEV_STAMP)  ## Check format, style, types, the contract, and that its stubs are up to date.
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from embedder_service.model.manifest import Manifest
 from embedder_service.pipeline import Pipeline
 from embedder_service.runtimes import Runtime, load_runtime
 from embedder_service.runtimes.cores import available_cores
-from embedder_service.settings import PREFIX, EmbedderSettings, validate
+from embedder_service.settings import PREFIX, EmbedderSettings, parse_buckets, validate
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from service_kit import process
 from service_kit.errors import Broken
@@ -69,6 +69,9 @@ def load(settings: EmbedderSettings) -> tuple[Manifest, Runtime]:
         streams=settings.streams,
         threads=settings.threads,
         cache_dir=settings.cache_dir,
+        buckets=parse_buckets(settings.buckets),
+        devices=settings.devices.split(",") if settings.devices else None,
+        xla=settings.xla,
     )
     labels = {
         "model": manifest.backbone,

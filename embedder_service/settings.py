@@ -30,6 +30,11 @@ class EmbedderSettings(ServerSettings):
     )
     streams: int | None = setting(None, "Images computed at once (openvino); one for every core if unset.", min=1)
     threads: int | None = setting(None, "Threads of all streams (openvino); one for every stream if unset.", min=1)
+    buckets: str | None = setting(None, "Batch sizes to allow (tensorflow), such as 1,2,4,8,16,32, the default.")
+    devices: str | None = setting(
+        None, "Where to run, such as GPU:0,GPU:1 (tensorflow); every GPU, or else the CPU, if unset."
+    )
+    xla: bool | None = setting(None, "Compile the model with XLA (tensorflow); on GPUs if unset.")
     cache_dir: Path | None = setting(
         None, "Directory to keep compiled models in, for a faster start (openvino); the user's cache if unset."
     )
@@ -49,6 +54,18 @@ class EmbedderSettings(ServerSettings):
     stall_timeout: float = setting(
         60.0, "Seconds after which a batch that still runs is stuck, and the process ends.", min=1
     )
+
+
+def parse_buckets(text: str | None) -> tuple[int, ...] | None:
+    """Returns the batch sizes of the setting `buckets`.
+
+    Raises:
+        InvalidArgument: they are not numbers.
+    """
+    try:
+        return tuple(map(int, text.split(","))) if text else None
+    except ValueError:
+        raise InvalidArgument(f"buckets={text!r} are not numbers; give some like 1,2,4,8") from None
 
 
 def validate(settings: EmbedderSettings) -> None:

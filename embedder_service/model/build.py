@@ -126,10 +126,15 @@ def build(
         folder = Path(temporary) / "new"
         folder.mkdir()
         progress("export", 0, 1)
-        _export(folder, embedder, fitted)
+        f16 = _measure_f16(embedder, taken, reference, gate)
+        _export(folder, embedder, fitted, f16=isinstance(f16, Precision))
         f32, pattern_vector = _measure_f32(folder, embedder, taken, reference)
         progress("export", 1, 1)
         others, left_out = _further_precisions(folder, taken, reference, f32, gate, progress)
+        if isinstance(f16, Precision):
+            others["f16"] = f16
+        else:
+            left_out["f16"] = f16
         described = _describe(
             chosen, origin, taken, fitted, {"f32": f32} | others, pattern_vector, bundle.digest_of(files)
         )
@@ -188,8 +193,8 @@ def _project(rows: NDArray[np.float32], fitted: PCA | None) -> NDArray[np.float3
     return vectors
 
 
-def _export(folder: Path, embedder: Embedder, fitted: PCA | None) -> None:
-    embedder.save(folder / bundle.SAVED_MODEL)
+def _export(folder: Path, embedder: Embedder, fitted: PCA | None, *, f16: bool) -> None:
+    embedder.save(folder / bundle.SAVED_MODEL, f16=f16)
     model_file = folder / bundle.OPENVINO_F32
     model_file.parent.mkdir()
     ov.save_model(embedder.to_openvino(), model_file, compress_to_fp16=False)
@@ -216,6 +221,17 @@ def _measure_f32(
     vector = runtime.run(pattern)[0]
     runtime.close()
     return _precision(bundle.OPENVINO_F32, np.asarray(losses), reference.accuracy(reference.vectors)), vector
+
+
+def _measure_f16(embedder: Embedder, taken: Input, reference: _Reference, gate: Gate) -> Precision | str:
+    """Compare TensorFlow's mixed float16, which is for GPUs, with float32 on a few images; or why it is left out."""
+    images = [bundle.pattern_image(taken.height, taken.width)]
+    images += [features.read(path, taken) for path in reference.paths[:_SAMPLES]]
+    losses = np.array([1.0 - float(np.vdot(embedder.embed_f16(image), embedder.embed(image))) for image in images])
+    if not np.isfinite(losses).all():
+        return "its vectors are not finite: the network overflows it"
+    measured = _precision(bundle.SAVED_MODEL, losses, None)
+    return gate.objection(1 - measured.mean_loss, None) or measured
 
 
 def _further_precisions(

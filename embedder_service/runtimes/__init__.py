@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from embedder_service.model.bundle import Bundle
@@ -22,6 +23,8 @@ def load_runtime(
     threads: int | None = None,
     cache_dir: Path | None = None,
     buckets: tuple[int, ...] | None = None,
+    devices: Sequence[str] | None = None,
+    xla: bool | None = None,
 ) -> Runtime:
     """Load a bundle's model.
 
@@ -34,10 +37,13 @@ def load_runtime(
         threads: openvino only: threads of all streams together; one for each stream when None.
         cache_dir: openvino only: where to keep compiled models; the user's cache directory when None.
         buckets: tensorflow only: the batch sizes to allow, ascending from 1.
+        devices: tensorflow only: such as ("GPU:0", "GPU:1"); every GPU, or else the CPU, when None.
+        xla: tensorflow only: whether to compile with XLA; on GPUs when None.
 
     Raises:
-        InvalidArgument: there is no runtime of that name, or streams, threads or buckets are not as they must be.
-        FailedPrecondition: the precision cannot be had, or the runtime's package is not installed.
+        InvalidArgument: there is no runtime of that name, or streams, threads, buckets or devices are not as they must
+            be.
+        FailedPrecondition: the precision or a device cannot be had, or the runtime's package is not installed.
     """
     try:
         if name == "openvino":
@@ -50,10 +56,11 @@ def load_runtime(
         if name == "tensorflow":
             from embedder_service.runtimes.tensorflow import DEFAULT_BUCKETS, TensorFlowRuntime
 
-            return TensorFlowRuntime(bundle.saved_model, precision=precision, buckets=buckets or DEFAULT_BUCKETS)
+            buckets = buckets or DEFAULT_BUCKETS
+            return TensorFlowRuntime(bundle.saved_model, precision=precision, buckets=buckets, devices=devices, xla=xla)
     except ModuleNotFoundError as error:
         raise FailedPrecondition(
             f"the {name} runtime needs the package {error.name}, which is not installed: "
-            f"pip install 'lookalike[{'embedder' if name == 'openvino' else 'build'}]'"
+            f"pip install 'lookalike[{'embedder' if name == 'openvino' else 'gpu'}]'"
         ) from error
     raise InvalidArgument(f"there is no runtime {name!r}; choose one of {', '.join(NAMES)}")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Runtime(Protocol):
-    """A loaded model. `run` may be called from any thread; callers beyond `slots` wait inside it."""
+    """A loaded model, every bucket compiled. `run` may be called from any thread; callers beyond `slots` wait in it."""
 
     @property
     def name(self) -> str:

@@ -119,7 +119,10 @@ def _to_check(bundle: Bundle) -> Iterator[tuple[str, str]]:
     from embedder_service.runtimes.openvino import require_native
     from service_kit.errors import FailedPrecondition
 
+    with_tensorflow = [precision for precision in ("f32", "f16") if precision in bundle.manifest.precisions]
     for precision in bundle.manifest.precisions:
+        if precision == "f16":
+            continue
         try:
             require_native(precision)
         except FailedPrecondition as error:
@@ -127,7 +130,7 @@ def _to_check(bundle: Bundle) -> Iterator[tuple[str, str]]:
         else:
             yield "openvino", precision
     if importlib.util.find_spec("tensorflow") is not None:
-        yield "tensorflow", "f32"
+        yield from (("tensorflow", precision) for precision in with_tensorflow)
 
 
 def _check(bundle: Bundle, name: str, precision: str) -> bool:
@@ -147,7 +150,7 @@ def _loss(bundle: Bundle, name: str, precision: str) -> float:
     from embedder_service.runtimes import load_runtime
 
     taken = bundle.manifest.input
-    runtime = load_runtime(bundle, name, precision=precision)
+    runtime = load_runtime(bundle, name, precision=precision, buckets=(1,))
     vector = runtime.run(pattern_image(taken.height, taken.width))[0]
     runtime.close()
     expected = np.asarray(bundle.manifest.pattern_vector)
