@@ -33,6 +33,7 @@ _POOLING = "average"
 _NORMALISATION = "l2"
 # Images on which OpenVINO's float32 is compared with TensorFlow's, at most.
 _SAMPLES = 16
+_NO_IMAGES = "there are no readable images to measure it with"
 _TOOLS = ("tensorflow", "keras", "openvino", "nncf", "scikit-learn", "numpy", "pillow")
 
 
@@ -225,8 +226,9 @@ def _measure_f32(
 
 def _measure_f16(embedder: Embedder, taken: Input, reference: _Reference, gate: Gate) -> Precision | str:
     """Compare TensorFlow's mixed float16, which is for GPUs, with float32 on a few images; or why it is left out."""
-    images = [bundle.pattern_image(taken.height, taken.width)]
-    images += [features.read(path, taken) for path in reference.paths[:_SAMPLES]]
+    images = [features.read(path, taken) for path in reference.paths[:_SAMPLES]]
+    if not images:
+        return _NO_IMAGES
     losses = np.array([1.0 - float(np.vdot(embedder.embed_f16(image), embedder.embed(image))) for image in images])
     if not np.isfinite(losses).all():
         return "its vectors are not finite: the network overflows it"
@@ -246,7 +248,7 @@ def _further_precisions(
             left_out[name] = f"it cannot be measured here: {error.message}"
             continue
         if not reference.paths:
-            left_out[name] = "there are no readable images to measure it with"
+            left_out[name] = _NO_IMAGES
             continue
         if model == bundle.OPENVINO_INT8:
             _quantize(folder, taken, reference.paths[: quantize.IMAGES], progress)
