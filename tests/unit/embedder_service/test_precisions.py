@@ -1,8 +1,13 @@
 """Which precisions a bundle gets, what they lose, and which of them a CPU takes."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import embedder_service
 from embedder_service.model import bundle as bundles
 from embedder_service.model.accuracy import accuracy_of
 from embedder_service.model.build import build
@@ -10,6 +15,7 @@ from embedder_service.model.gate import Gate
 from embedder_service.model.ov import openvino as ov
 from embedder_service.runtimes.instructions import cpu_flags, native_precisions
 
+ROOT = Path(embedder_service.__file__).parents[1]
 _NATIVE = native_precisions(ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), cpu_flags())
 needs_int8 = pytest.mark.skipif("int8" not in _NATIVE, reason="this CPU has no 8-bit dot product")
 
@@ -120,3 +126,16 @@ def test_without_readable_images_there_is_float32_alone(tmp_path):
     built = build("mobilenet", "random", [file], None, tmp_path / "bundle", lambda *_: None)
     assert set(built.bundle.manifest.precisions) == {"f32"}
     assert set(built.left_out) == {"bf16", "int8", "f16"}
+
+
+def test_quantization_reports_to_nobody():
+    program = """
+import sys
+import embedder_service.model.quantize
+from unittest.mock import MagicMock
+from nncf.telemetry import telemetry
+assert isinstance(telemetry, MagicMock), telemetry  # what NNCF takes where there is no telemetry
+assert sys.modules["openvino_telemetry"] is None
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
