@@ -1,5 +1,6 @@
 """The clients against a gRPC server: retries, deadlines, errors; both kinds of client alike."""
 
+import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,9 @@ class _Servicer(search_pb2_grpc.SearchServiceServicer):
 
     def Count(self, request, context):  # noqa: N802
         self.calls += 1
+        context.set_trailing_metadata((("lookalike-request-id", "a-1"),))
+        if request.collection == "wrong":
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such collection")
         if request.collection == "flaky" and self.calls <= 2:
             context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
         if request.collection == "slow":
@@ -31,7 +35,9 @@ class _Servicer(search_pb2_grpc.SearchServiceServicer):
         if request.collection == "busy":
             status = status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="the queue is full")
             status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=3)))
-            context.abort_with_status(rpc_status.to_status(status))
+            details = rpc_status.to_status(status)
+            context.set_trailing_metadata((("lookalike-request-id", "a-1"), *details.trailing_metadata))
+            context.abort(details.code, details.details)
         return pb.CountResponse(count=7)
 
     def CreateCollection(self, request, context):  # noqa: N802
@@ -111,6 +117,32 @@ async def test_an_error_of_asyncio_says_when_to_come_back():
             with pytest.raises(LookalikeError) as caught:
                 await client.count("busy")
     assert (caught.value.code, caught.value.retry_after) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 3.0)
+
+
+@pytest.mark.parametrize("collection", ["wrong", "busy"])
+async def test_an_error_carries_the_id_of_the_request(collection):
+    with _serving() as (target, _):
+        with Client(target) as client, pytest.raises(LookalikeError, match=r" \(request a-1\)$") as caught:
+            client.count(collection)
+        assert caught.value.request_id == "a-1"
+        assert "a-1" not in caught.value.message
+        async with AsyncClient(target) as client:
+            with pytest.raises(LookalikeError) as caught:
+                await client.count(collection)
+        assert caught.value.request_id == "a-1"
+
+
+def test_an_error_without_an_answer_has_no_id():
+    with Client("127.0.0.1:1", timeout=0.2) as client, pytest.raises(LookalikeError) as caught:
+        client.count("photos")
+    assert caught.value.request_id is None
+    assert "request" not in str(caught.value)
+
+
+def test_an_error_survives_the_way_to_another_process():
+    error = LookalikeError(grpc.StatusCode.NOT_FOUND, "no such collection", 1.5, "a-1")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.code, copy.message, copy.retry_after, copy.request_id) == error.args
 
 
 def test_a_call_ends_at_its_deadline():

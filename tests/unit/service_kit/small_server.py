@@ -3,10 +3,11 @@
 
 import asyncio
 import sys
+import time
 
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
-from service_kit import process
-from service_kit.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
+from service_kit import calls, process, tracing
+from service_kit.errors import Broken, FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
 from service_kit.server import Server
 from service_kit.settings import ServerSettings
 
@@ -14,10 +15,11 @@ SERVICE = "lookalike.embedder.v1.EmbedderService"
 
 
 class SmallServicer(embedder_pb2_grpc.EmbedderServiceServicer):
-    """Does what the image's bytes say. `hold` is awaited by the calls that stay in flight."""
+    """Does what the image's bytes say. `hold` is awaited by the calls that stay in flight; `fail` ends the server."""
 
-    def __init__(self, hold):
+    def __init__(self, hold, fail):
         self._hold = hold
+        self._fail = fail
         self.holding = asyncio.Event()
 
     async def GetModel(self, request, context):
@@ -27,10 +29,22 @@ class SmallServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         match request.image:
             case b"wrong":
                 raise InvalidArgument("the image is wrong")
+            case b"stages":
+                with tracing.span("decode", pixels=4):
+                    await asyncio.to_thread(hash, request.image)
+                now = time.monotonic()
+                tracing.record("queue", now - 2.0, now - 0.5)
             case b"full":
                 raise ResourceExhausted("the queue is full", retry_after=2.5)
             case b"bug":
                 raise RuntimeError("secret detail")
+            case b"timed":
+                calls.add_trailing_metadata(context, ("lookalike-timing-run", "0.5"))
+            case b"timed, wrong":
+                calls.add_trailing_metadata(context, ("lookalike-timing-run", "0.5"))
+                raise InvalidArgument("the image is wrong")
+            case b"break":
+                self._fail(Broken("the worker is lost"))
             case b"hold":
                 self.holding.set()
                 await self._hold()
@@ -49,7 +63,7 @@ class SmallServicer(embedder_pb2_grpc.EmbedderServiceServicer):
 async def serve(settings):
     server = Server(settings)
     # Calls in flight end when a line comes on the standard input.
-    servicer = SmallServicer(lambda: asyncio.to_thread(sys.stdin.readline))
+    servicer = SmallServicer(lambda: asyncio.to_thread(sys.stdin.readline), server.fail)
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)
 
     async def check():

@@ -19,33 +19,8 @@ SERVER = Path(__file__).with_name("small_server.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(service_kit.__file__).parents[1])}
 
 
-@pytest.fixture
-def start():
-    """Starts servers, and returns each once it has logged a line with the text waited for."""
-    started = []
-
-    def start(*flags, until="serving"):
-        process = subprocess.Popen(
-            [sys.executable, SERVER, "--log-format=json", "--drain-delay=0", *flags],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-        )
-        started.append(process)
-        events = [json.loads(process.stderr.readline())]
-        while events[-1]["event"] != until:
-            events.append(json.loads(process.stderr.readline()))
-        return process, {name: value for event in events for name, value in event.items()}
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def test_a_call_in_flight_finishes_after_sigterm_and_the_exit_code_is_0(start):
-    process, events = start()
+def test_a_call_in_flight_finishes_after_sigterm_and_the_exit_code_is_0(start_process):
+    process, events = start_process()
     with grpc.insecure_channel(events["address"]) as channel:
         stub = embedder_pb2_grpc.EmbedderServiceStub(channel)
         stub.Embed(embedder_pb2.EmbedRequest(image=b"ok"), timeout=10)
@@ -63,8 +38,8 @@ def test_a_call_in_flight_finishes_after_sigterm_and_the_exit_code_is_0(start):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_the_server_is_ready_ends_it_too(start, number):
-    process, _ = start("--log-level=DEBUG", until="not ready")
+def test_a_signal_before_the_server_is_ready_ends_it_too(start_process, number):
+    process, _ = start_process("--log-level=DEBUG", until="not ready")
     process.send_signal(number)
     assert process.wait(10) == 0
 

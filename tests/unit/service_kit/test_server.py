@@ -4,93 +4,24 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import urllib.request
-from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 from prometheus_client import REGISTRY
-from small_server import SERVICE, SmallServicer
+from running_server import code_of, ready, watch
+from small_server import SERVICE
 
-from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from lookalike.embedder.v1 import embedder_pb2
 from service_kit.server import Server
 from service_kit.settings import ServerSettings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-class Running:
-    """A server in this process, its servicer and a channel to it."""
-
-    def __init__(self, address, metrics, task, servicer, channel, release):
-        self.address = address
-        self.metrics = metrics
-        self.task = task
-        self.servicer = servicer
-        self.release = release
-        self.stub = embedder_pb2_grpc.EmbedderServiceStub(channel)
-        self.health = health_pb2_grpc.HealthStub(channel)
-        self.reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
-
-    async def embed(self, image):
-        return await self.stub.Embed(embedder_pb2.EmbedRequest(image=image))
-
-    async def stop(self):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return await self.task
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-async def ready():
-    pass
-
-
-@pytest.fixture
-async def start():
-    @asynccontextmanager
-    async def start(check=ready, **settings):
-        address, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-        settings = {"drain_delay": 0.0, "readiness_interval": 0.1, "grace": 5.0, **settings}
-        server = Server(ServerSettings(address=address, metrics_address=metrics, **settings))
-        release = asyncio.Event()
-        servicer = SmallServicer(release.wait)
-        embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)
-        task = asyncio.create_task(server.run([SERVICE], check))
-        async with grpc.aio.insecure_channel(address) as channel:
-            await asyncio.wait_for(channel.channel_ready(), 10)
-            running = Running(address, metrics, task, servicer, channel, release)
-            yield running
-            if not task.done():
-                assert await running.stop() == 0
-
-    return start
-
-
-def watch(running, service=""):
-    """Returns a function that awaits the next change of a service's health."""
-    stream = running.health.Watch(health_pb2.HealthCheckRequest(service=service))
-
-    async def status():
-        return (await asyncio.wait_for(stream.read(), 10)).status
-
-    return status
-
-
-async def code_of(call):
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
@@ -177,6 +108,85 @@ async def test_a_second_signal_cuts_the_drain_delay_short(start):
         assert await status() == NOT_SERVING
         os.kill(os.getpid(), signal.SIGTERM)
         assert await asyncio.wait_for(stopping, 10) == 0
+
+
+async def test_draining_begins_after_the_drain_delay_and_before_calls_are_cut_off(start):
+    async with start(drain_delay=3600.0, grace=3600.0) as running:
+        status = watch(running)
+        while await status() != SERVING:
+            pass
+        call = asyncio.create_task(running.embed(b"hold"))
+        await running.servicer.holding.wait()
+        stopping = asyncio.create_task(running.stop())
+        assert await status() == NOT_SERVING
+        assert not running.server.draining.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(running.server.draining.wait(), 10)
+        running.release.set()
+        assert (await call).model_fingerprint == "abc"
+        assert await stopping == 0
+
+
+async def test_a_full_server_refuses_calls_and_still_answers_health_checks_and_reflection(start):
+    async with start(max_concurrent_rpcs=1) as running:
+        held = asyncio.create_task(running.embed(b"hold"))
+        await running.servicer.holding.wait()
+        refused = running.call(b"ok")
+        assert (await code_of(refused)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        info = error_details_pb2.RetryInfo()
+        assert (await rpc_status.aio.from_call(refused)).details[0].Unpack(info)
+        assert info.retry_delay.ToNanoseconds() > 0
+        assert (await running.health.Check(health_pb2.HealthCheckRequest())).status == SERVING
+        lookup = running.reflection.ServerReflectionInfo()
+        await lookup.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        assert (await lookup.read()).list_services_response.service
+        lookup.cancel()
+        running.release.set()
+        await held
+        assert await running.embed(b"ok")
+
+
+@pytest.mark.parametrize("image", [b"wrong", b"bug"])
+async def test_a_call_that_fails_gives_its_place_back(start, image):
+    async with start(max_concurrent_rpcs=1) as running:
+        await code_of(running.embed(image))
+        assert await running.embed(b"ok")
+
+
+async def test_a_call_that_its_caller_cancels_gives_its_place_back(start):
+    async with start(max_concurrent_rpcs=1) as running:
+        held = running.call(b"hold")
+        await running.servicer.holding.wait()
+        assert (await code_of(running.embed(b"ok"))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        held.cancel()
+        async with asyncio.timeout(10):
+            while True:  # the server hears of it a moment later
+                try:
+                    assert await running.embed(b"ok")
+                    break
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017
+
+
+async def test_health_checks_are_bounded_too(start, monkeypatch):
+    monkeypatch.setattr("service_kit.server._SPARE_CALLS", 1)
+    async with start(max_concurrent_rpcs=1) as running:
+        watches = [watch(running), watch(running)]
+        for status in watches:
+            await status()
+        error = await code_of(running.health.Check(health_pb2.HealthCheckRequest()))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_request_that_is_no_message_is_the_callers_fault_and_leaves_no_stack_trace(start, caplog):
+    async with start() as running:
+        embed = running.channel.unary_unary(f"/{SERVICE}/Embed")
+        error = await code_of(embed(b"\xff\xff"))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        stream = running.channel.stream_stream(f"/{SERVICE}/EmbedStream")(iter([b"\xff\xff"]))
+        assert (await code_of(stream.read())).code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "DecodeError" not in caplog.text
+    assert "call failed" not in caplog.text
 
 
 async def test_reflection_lists_the_services(start):
