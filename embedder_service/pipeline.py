@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import Counter
 
 from embedder_service import metrics
 from embedder_service.admission import Admission
@@ -26,11 +27,12 @@ from service_kit.errors import DeadlineExceeded, InvalidArgument, ServiceError
 
 __all__ = ["Lane", "Pipeline", "Stages", "Vector"]
 
-_OUTCOMES: dict[type[BaseException] | None, str] = {
-    None: "ok",
-    InvalidArgument: "invalid",
-    DeadlineExceeded: "expired",
-    asyncio.CancelledError: "cancelled",
+_FAILED = metrics.IMAGES.labels("failed")
+_OUTCOMES: dict[type[BaseException] | None, Counter] = {
+    None: metrics.IMAGES.labels("ok"),
+    InvalidArgument: metrics.IMAGES.labels("invalid"),
+    DeadlineExceeded: metrics.IMAGES.labels("expired"),
+    asyncio.CancelledError: metrics.IMAGES.labels("cancelled"),
 }
 _SECONDS = {stage: metrics.STAGE.labels(stage) for stage in ("admit", QUEUE, DECODE, RUN, "total")}
 Stages = dict[str, float]
@@ -231,7 +233,7 @@ class Pipeline:
 
     def _leave(self, waiter: Waiter) -> None:
         """Counts what became of an image. What nobody waits for any more is not worked on."""
-        metrics.IMAGES.labels(_OUTCOMES.get(waiter.leave(), "failed")).inc()
+        _OUTCOMES.get(waiter.leave(), _FAILED).inc()
         job = waiter.job
         if job and not job.waiters and self._jobs.get((job.lane, job.image)) is job:
             self._forget(job)

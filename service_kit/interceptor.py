@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import time
@@ -33,6 +34,7 @@ _HANDLING = Histogram(
 # What tells others how the server is must be told when it is full, too; of these calls no traces are made.
 _EXEMPT = (health.SERVICE_NAME, reflection.SERVICE_NAME)
 _RETRY_AFTER = 1.0  # seconds
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _log = logging.getLogger(__name__)
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -89,6 +91,7 @@ class _Method:
         self.exempt = self.service in _EXEMPT
         self.started = _STARTED.labels(self.service, self.name)
         self.seconds = _HANDLING.labels(self.service, self.name)
+        self.handled = functools.cache(lambda code: _HANDLED.labels(self.service, self.name, status.code_name(code)))
         self.guarded = self._guard(handler)
         self.refusing = self._guard(_refusing(full))
 
@@ -168,7 +171,7 @@ class _Call:
                 await status.abort(context, answer)
         finally:
             seconds = time.monotonic() - self._started
-            _HANDLED.labels(method.service, method.name, status.code_name(code)).inc()
+            method.handled(code).inc()
             method.seconds.observe(seconds)
             tracing.end_call(self._span, code)
             if self._peer:
@@ -212,6 +215,4 @@ def _unknown(name: str) -> _Handler:
 
 def _code(code: Any) -> grpc.StatusCode:
     """Returns the code that a handler set on its context, which gRPC gives as an enum, a number, or nothing for OK."""
-    if isinstance(code, grpc.StatusCode):
-        return code
-    return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.OK)
+    return code if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.OK)

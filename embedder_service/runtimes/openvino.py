@@ -49,7 +49,8 @@ class OpenVinoRuntime:
         Args:
             model: an OpenVINO IR file, or the model itself: uint8 [?, H, W, 3] -> float32 [?, D].
             precision: "f32", or where the CPU has it "bf16", or "int8", which takes a quantized model.
-            streams: images computed at once; one for each thread, if given, and at most one for each core when None.
+            streams: images computed at once, each with two slots; one for each thread, if given, and at most one for
+                each core when None.
             threads: of all streams together; one for each stream when None.
             cache_dir: where to keep compiled models, the user's cache directory when None; a file's alone is kept.
 
@@ -60,16 +61,16 @@ class OpenVinoRuntime:
         core = _core()
         require_native(precision)
         self.precision = precision
-        self.slots = streams or min(physical_cores(), threads or physical_cores())
-        if threads is not None and threads < self.slots:
-            raise InvalidArgument(f"{threads} threads are too few for {self.slots} streams: give one for each at least")
+        streams = streams or min(physical_cores(), threads or physical_cores())
+        if threads is not None and threads < streams:
+            raise InvalidArgument(f"{threads} threads are too few for {streams} streams: give one for each at least")
         network = read_model(model) if isinstance(model, Path) else model.clone()
         _, height, width, channels = network.input(0).partial_shape
         network.reshape([1, height, width, channels])
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "NUM_STREAMS": self.slots,
-            "INFERENCE_NUM_THREADS": threads or self.slots,
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": threads or streams,
         }
         if isinstance(model, Path):
             with cache_folder(cache_dir, _key(core, model, config)) as folder:
@@ -78,9 +79,11 @@ class OpenVinoRuntime:
         else:
             compiled = core.compile_model(network, "CPU", config)
         self._shape = tuple(compiled.input(0).shape)
-        self._idle: queue.SimpleQueue[ov.InferRequest | None] = queue.SimpleQueue()
+        # While a stream computes, its next image is there already: it need not wait for Python.
+        self.slots = 2 * streams
+        self._idle: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         for _ in range(self.slots):
-            self._idle.put(compiled.create_infer_request())
+            self._idle.put(_Request(compiled))
         self._closing = threading.Lock()
         self._closed = False
         # OpenVINO's Python binding can deadlock when the first two runs of a process are simultaneous.
@@ -94,9 +97,7 @@ class OpenVinoRuntime:
         try:
             if request is None:
                 raise RuntimeError("the runtime is closed")
-            request.infer([np.ascontiguousarray(images)], share_inputs=True)
-            # The request's buffer is overwritten by its next batch.
-            return np.array(request.get_output_tensor(0).data, dtype=np.float32)
+            return request.run(images)
         finally:
             self._idle.put(request)
 
@@ -110,6 +111,21 @@ class OpenVinoRuntime:
             # Whoever waits, or comes later, is told by this and passes it on.
             self._idle.put(None)
             self._closed = True
+
+
+class _Request:
+    """An inference with memory of its own for input and output: handing other memory over each time takes longer."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._request = compiled.create_infer_request()
+        self._input = self._request.get_input_tensor(0).data
+        self._output = self._request.get_output_tensor(0).data
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        np.copyto(self._input, images)
+        self._request.start_async()
+        self._request.wait()
+        return np.array(self._output, dtype=np.float32)  # overwritten by the next one
 
 
 @functools.cache

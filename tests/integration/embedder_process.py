@@ -53,10 +53,10 @@ class Embedder:
 
 
 @contextmanager
-def running(bundle, *flags):
-    """Runs an embedder until the context ends."""
+def running(bundle, *flags, program=("-m", "embedder_service.main")):
+    """Runs an embedder, or a program that is one, until the context ends."""
     command = [
-        *(sys.executable, "-m", "embedder_service.main", "--bundle", bundle, "--log-format", "json"),
+        *(sys.executable, *program, "--bundle", bundle, "--log-format", "json"),
         *("--address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0", "--drain-delay", "0"),
     ]
     with subprocess.Popen([*command, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
