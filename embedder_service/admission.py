@@ -14,6 +14,8 @@ from service_kit.errors import ResourceExhausted
 
 # The share of its past that the measured time per image keeps with each image that is done.
 _MEMORY = 0.98
+# How much of the seconds allowed may be filled: the speed varies, and hardly anybody is to wait longer than they are.
+_FILL = 0.85
 # Bounds of the advice when to try again, in seconds.
 _SOONEST, _LATEST = 0.05, 30.0
 # The advice before anything has been measured, in seconds.
@@ -43,7 +45,7 @@ class Admission:
         Args:
             max_images: images held at most.
             max_bytes: bytes of encoded images held at most.
-            max_seconds: interactive images are refused while those held before them would take longer.
+            max_seconds: interactive images are refused while those held before them would take about so long.
             bulk_share: of images and of bytes, how much bulk work may hold; above 0, at most 1.
             clock: the time in seconds.
         """
@@ -119,11 +121,12 @@ class Admission:
                     self._retry_after(self.images * (held + wanted - limit) / max(1, held)),
                 )
         seconds = self._images[lane] * (self._seconds_per_image or 0.0)
-        if lane is Lane.INTERACTIVE and seconds > self._max_seconds:
+        limit = _FILL * self._max_seconds
+        if lane is Lane.INTERACTIVE and seconds > limit:
             return "seconds", ResourceExhausted(
-                f"the queue is full: it holds work for {seconds:.1f} s, above the limit of {self._max_seconds:g} s; "
-                "try again later or on another server",
-                self._retry_after((seconds - self._max_seconds) / (self._seconds_per_image or 1.0)),
+                f"the queue is full: it holds work for {seconds:.1f} s, too much for the limit of "
+                f"{self._max_seconds:g} s; try again later or on another server",
+                self._retry_after((seconds - limit) / (self._seconds_per_image or 1.0)),
             )
         return None
 
