@@ -121,12 +121,12 @@ class Admission:
                     self._retry_after(self.images * (held + wanted - limit) / max(1, held)),
                 )
         seconds = self._images[lane] * (self._seconds_per_image or 0.0)
-        limit = _FILL * self._max_seconds
-        if lane is Lane.INTERACTIVE and seconds > limit:
+        most = _FILL * self._max_seconds
+        if lane is Lane.INTERACTIVE and seconds > most:
             return "seconds", ResourceExhausted(
                 f"the queue is full: it holds work for {seconds:.1f} s, too much for the limit of "
                 f"{self._max_seconds:g} s; try again later or on another server",
-                self._retry_after((seconds - limit) / (self._seconds_per_image or 1.0)),
+                self._retry_after((seconds - most) / (self._seconds_per_image or 1.0)),
             )
         return None
 
