@@ -132,13 +132,18 @@ class Server:
                 await asyncio.wait_for(self._stopping.wait(), self._settings.drain_delay)
         self.draining.set()
         self._servicer.end_watches()
+        if self._broken.is_set():
+            await self.grpc.stop(min(grace, _BROKEN_GRACE))
+            return
         stopping = asyncio.create_task(self.grpc.stop(grace))
         broken = asyncio.create_task(self._broken.wait())
         await asyncio.wait((stopping, broken), return_when=asyncio.FIRST_COMPLETED)
         broken.cancel()
         if self._broken.is_set():
             await health_state.set_dead()
-            await self.grpc.stop(min(grace, _BROKEN_GRACE))  # the shorter grace holds
+            # The shorter grace holds. Two that end at the same time can crash gRPC.
+            if grace > 2 * _BROKEN_GRACE and not stopping.done():
+                await self.grpc.stop(_BROKEN_GRACE)
         await stopping
 
     def _bind(self) -> str:
