@@ -127,9 +127,7 @@ class Batcher:
     def _work(self, slot: int) -> None:
         try:
             while batch := self._waiting.take(self._most):
-                wanted = [job for job in batch if job.wanted()]
-                self._fail([job for job in batch if job not in wanted], None)
-                if wanted:
+                if wanted := _wanted(batch):
                     self._occupy(slot, wanted)
         finally:
             if not self._closing:
@@ -142,10 +140,8 @@ class Batcher:
             if not self._attempt(batch) and len(batch) > 1:
                 # One bad image fails its whole batch; alone it fails only itself.
                 for job in batch:
-                    if not job.wanted():
-                        job.settle(None)
-                    else:
-                        self._attempt([job])
+                    if wanted := _wanted([job]):
+                        self._attempt(wanted)
         except BaseException:  # nobody waits for ever, whatever happened
             self._fail(batch, Unavailable("the image was given up; try another server"))
             raise
@@ -231,6 +227,17 @@ class Batcher:
         return self._lost
 
     @staticmethod
-    def _fail(jobs: Sequence[Job], error: ServiceError | None) -> None:
+    def _fail(jobs: Sequence[Job], error: ServiceError) -> None:
         for job in jobs:
             job.settle(error)
+
+
+def _wanted(jobs: Sequence[Job]) -> list[Job]:
+    """Returns the jobs that somebody waits for, and settles the others."""
+    wanted = []
+    for job in jobs:
+        if job.wanted():
+            wanted.append(job)
+        else:
+            job.settle(None)
+    return wanted

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -46,11 +47,8 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
     async def Embed(self, request: embedder_pb2.EmbedRequest, context: _Context) -> embedder_pb2.EmbedResponse:
         self._require_model(request.expected_fingerprint)
         lane = _LANES.get(request.priority, Lane.INTERACTIVE)
-        stages = _stages(context)
-        try:
+        with _timed(context) as stages:
             vector = await self._pipeline.embed(request.image, lane, _deadline(context), stages=stages)
-        finally:
-            _tell(stages, context)
         return embedder_pb2.EmbedResponse(embedding=_embedding(vector), model_fingerprint=self._model.fingerprint)
 
     async def EmbedBatch(
@@ -61,11 +59,8 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         if not 1 <= count <= limit:
             raise InvalidArgument(f"the batch has {count} images; send at least 1 and at most {limit}")
         lane = _LANES.get(request.priority, Lane.BULK)
-        stages = _stages(context)
-        try:
+        with _timed(context) as stages:
             outcomes = await self._pipeline.embed_many(request.images, lane, _deadline(context), stages=stages)
-        finally:
-            _tell(stages, context)
         return embedder_pb2.EmbedBatchResponse(
             results=map(_result, outcomes), model_fingerprint=self._model.fingerprint
         )
@@ -118,14 +113,16 @@ def _deadline(context: _Context) -> float | None:
     return None if remaining is None else time.monotonic() + remaining
 
 
-def _stages(context: _Context) -> Stages | None:
-    """Returns what to note the time of each stage in, if the caller wants to know."""
-    return {} if _WANTS_TIMINGS in (context.invocation_metadata() or ()) else None
-
-
-def _tell(stages: Stages | None, context: _Context) -> None:
-    """Sends the time of each stage with the end of the call."""
-    if stages:
+@contextmanager
+def _timed(context: _Context) -> Iterator[Stages | None]:
+    """Yields what to note the time of each stage in, if the caller wants to know, and sends it with the call's end."""
+    if _WANTS_TIMINGS not in (context.invocation_metadata() or ()):
+        yield None
+        return
+    stages: Stages = {}
+    try:
+        yield stages
+    finally:
         pairs = [(f"lookalike-timing-{stage}", f"{seconds:.6f}") for stage, seconds in stages.items()]
         calls.add_trailing_metadata(context, *pairs)
 
