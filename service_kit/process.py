@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from service_kit import logs, tracing
+from service_kit import logs, memory, tracing
 from service_kit.errors import Broken, ServiceError
 from service_kit.settings import ServerSettings, load
 
@@ -35,6 +35,7 @@ def run(cls: type[S], prefix: str, serve: Callable[[S], Awaitable[int]], argv: S
     _owned = argv is None
     settings = load(cls, prefix=prefix, argv=sys.argv[1:] if argv is None else argv)
     logs.configure(settings.log_level, settings.log_format)
+    memory.return_large_blocks()
 
     async def main() -> int:
         return await serve(settings)

@@ -375,10 +375,10 @@ def test_any_grpc_client_can_call_through_reflection(services: Services, photos:
     assert json.loads(reply.stdout)["collection"]["name"] == photos
 
 
-def test_a_deadline_that_has_nearly_passed_is_kept(services: Services, demo_images: DemoImages) -> None:
+def test_a_deadline_that_has_nearly_passed_is_kept(services: Services, photos: str, demo_images: DemoImages) -> None:
     image = demo_images.queries[0].read_bytes()
     with Client(services.search.addresses.grpc, timeout=0.001) as hurried:
-        refused(lambda: hurried.search("photos", image=image), grpc.StatusCode.DEADLINE_EXCEEDED)
+        refused(lambda: hurried.search(photos, image=image), grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def test_grey_images_of_one_pixel_are_images(client: Client, photos: str) -> None:

@@ -269,6 +269,7 @@ async def test_an_equal_image_in_a_hurry_does_not_wait_for_bulk_work(start):
     tasks += [asyncio.create_task(pipeline.embed(png(v), Lane.BULK)) for v in (2, 3)]
     await asyncio.sleep(0)
     hurried = asyncio.create_task(pipeline.embed(png(3)))
+    await asyncio.sleep(0)
     runtime.release(runs=3)  # 1; 2, which was decoded by then; and the one in a hurry
     assert value(await hurried) == 3
     runtime.release()
