@@ -20,22 +20,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from embedder_service import container
+from embedder_service import container, resizing
 from embedder_service.readers import MIN_IS_WHITE, READERS
+from embedder_service.resizing import FILTERS
 from service_kit.errors import InvalidArgument
 
-# Raise this when a change below changes pixels: it is part of a bundle's fingerprint.
+# Raise this when a change below changes pixels by more than rounding does: it is part of a bundle's fingerprint.
 REVISION = 2
 
 DEFAULT_MAX_PIXELS = 50_000_000
 # Of WEBP and TIFF, Pillow itself refuses more than twice its `MAX_IMAGE_PIXELS`.
 _PILLOW_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or DEFAULT_MAX_PIXELS)
-
-FILTERS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,7 +64,7 @@ def decode(
         data: a JPEG, PNG, WEBP, GIF, BMP or TIFF file.
         height: pixels of the result.
         width: pixels of the result.
-        resize: the antialiased filter, a key of `FILTERS`.
+        resize: the antialiased filter, a key of `resizing.FILTERS`.
         max_pixels: the largest width times height accepted; above 178,956,970, WEBP and TIFF stay at that. No side may
             have more than 65,535.
 
@@ -78,7 +73,7 @@ def decode(
 
     Raises:
         InvalidArgument: the bytes are not such a file, are damaged, or exceed `max_pixels`.
-        ValueError: `resize` is not a key of `FILTERS`.
+        ValueError: `resize` is not a key of `resizing.FILTERS`.
     """
     if resize not in FILTERS:
         raise ValueError(f"unknown resize filter {resize!r}; choose one of {', '.join(FILTERS)}")
@@ -91,7 +86,8 @@ def decode(
         _load(image, max(height, width))
         small = _shrink(image, max(height, width))
         upright = small if turn is None else small.transpose(turn)
-        return np.array(upright.resize((width, height), FILTERS[resize]).convert("RGB"), dtype=np.uint8)
+        resized = resizing.resize(upright, (width, height), resize)
+        return np.array(resized.convert("RGB"), dtype=np.uint8)
     except InvalidArgument:
         raise
     except Image.DecompressionBombError as error:

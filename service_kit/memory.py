@@ -6,8 +6,12 @@ import contextlib
 import ctypes
 import sys
 
-_M_MMAP_THRESHOLD = -3  # malloc.h of glibc
+# malloc.h of glibc.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 20
+# Of the end of a heap, free: less would be taken from the system and given back with every image.
+_KEPT = 16 << 20
 
 
 def return_large_blocks() -> None:
@@ -18,4 +22,6 @@ def return_large_blocks() -> None:
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_MMAP_THRESHOLD, _LARGE)
+            mallopt(_M_TRIM_THRESHOLD, _KEPT)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedder_service import decode
+from embedder_service import resizing
 from embedder_service.model import bundle as bundles
 from embedder_service.model.bundle import Bundle
 from lookalike.channel import MAX_MESSAGE_BYTES
@@ -52,7 +52,7 @@ class Decoder:
     def __init__(self, bundle: Bundle) -> None:
         taken = bundle.manifest.input
         self._size = (taken.width, taken.height)
-        self._filter = decode.FILTERS[taken.resize]
+        self._filter = resizing.FILTERS[taken.resize]
 
     def __call__(self, data: bytes) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data)) as image:

@@ -19,7 +19,7 @@ class Backbone:
     features: int  # length of the pooled output
     parameters: int  # without the classifier
     preprocessing: str  # key of `preprocessing.PREPROCESSING`
-    resize: str  # key of `decode.FILTERS`
+    resize: str  # key of `resizing.FILTERS`
     keras_weights: (
         str | None
     )  # where Keras downloads its ImageNet weights from, below its own address; None: not Keras's

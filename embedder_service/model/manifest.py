@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from embedder_service import decode
+from embedder_service import decode, resizing
 from service_kit.errors import FailedPrecondition
 
 SCHEMA_VERSION = 2
@@ -170,10 +170,10 @@ def _check(manifest: Manifest, where: str) -> None:
             f"{where} was edited: its fields give the fingerprint {expected}, it says {manifest.fingerprint}; "
             "build the bundle again"
         )
-    if manifest.input.resize not in decode.FILTERS or manifest.input.decode_revision != decode.REVISION:
+    if manifest.input.resize not in resizing.FILTERS or manifest.input.decode_revision != decode.REVISION:
         raise FailedPrecondition(
             f"{where} asks for decoding with filter {manifest.input.resize!r}, revision "
-            f"{manifest.input.decode_revision}; this program has {', '.join(decode.FILTERS)}, revision "
+            f"{manifest.input.decode_revision}; this program has {', '.join(resizing.FILTERS)}, revision "
             f"{decode.REVISION}: its vectors would differ, build the bundle again"
         )
 

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from embedder_service.decode import FILTERS, decode
+from embedder_service.decode import decode
 from embedder_service.model import network, weights
 from embedder_service.model.backbones import BACKBONES, DEFAULT, find
 from embedder_service.model.efficientnet_lite0 import load_state_dict
@@ -14,6 +14,7 @@ from embedder_service.model.graph import Embedder
 from embedder_service.model.preprocessing import PREPROCESSING
 from embedder_service.model.tf import keras, tensorflow
 from embedder_service.model.weights import WeightsUnavailable
+from embedder_service.resizing import FILTERS
 from embedder_service.runtimes.openvino import OpenVinoRuntime
 from service_kit.errors import InvalidArgument
 

@@ -58,6 +58,8 @@ class SmallServicer(embedder_pb2_grpc.EmbedderServiceServicer):
             if request.image == b"wrong":
                 raise Unimplemented("no streams of wrong images")
             yield embedder_pb2.EmbedStreamResponse(correlation_id=request.correlation_id)
+            if request.image == b"hold":
+                await self._hold()
 
 
 async def serve(settings):

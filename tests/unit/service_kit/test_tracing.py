@@ -1,7 +1,6 @@
 """Traces of a server's calls, sent to a real receiver; and no trace of them while they are off."""
 
 import os
-import queue
 import subprocess
 import sys
 from pathlib import Path
@@ -71,12 +70,10 @@ def test_an_error_has_its_code_and_is_a_failure_if_it_is_the_servers(stub, colle
 
 
 def test_a_call_that_its_caller_cancels_has_a_span_too(stub, collector):
-    requests = queue.SimpleQueue()
-    requests.put(embedder_pb2.EmbedStreamRequest(correlation_id="1", image=b"ok"))
-    call = stub.EmbedStream(iter(requests.get, None), timeout=10, metadata=(TRACEPARENT,))
+    requests = [embedder_pb2.EmbedStreamRequest(correlation_id="1", image=b"hold")]
+    call = stub.EmbedStream(iter(requests), timeout=10, metadata=(TRACEPARENT,))
     next(call)
     call.cancel()
-    requests.put(None)
     [span] = collector.wait_for(f"{SERVICE}/EmbedStream")
     assert span.attributes["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
 
