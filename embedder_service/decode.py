@@ -69,7 +69,7 @@ def decode(
             have more than 65,535.
 
     Returns:
-        uint8 [height, width, 3], RGB.
+        uint8 [height, width, 3], RGB; read-only.
 
     Raises:
         InvalidArgument: the bytes are not such a file, are damaged, or exceed `max_pixels`.
@@ -87,7 +87,7 @@ def decode(
         small = _shrink(image, max(height, width))
         upright = small if turn is None else small.transpose(turn)
         resized = resizing.resize(upright, (width, height), resize)
-        return np.array(resized.convert("RGB"), dtype=np.uint8)
+        return np.asarray(resized if resized.mode == "RGB" else resized.convert("RGB"))
     except InvalidArgument:
         raise
     except Image.DecompressionBombError as error:
