@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.load import OK, Calls, Measured
 from benchmarks.processes import CpuClock
 
+T = TypeVar("T")
 # Pixels take 150 kB an image; a few hundred of them do not fit into any cache either.
 _MOST_IMAGES = 256
 
@@ -58,9 +60,29 @@ def measure(bundle: Path, precision: str, images: Sequence[Path], seconds: float
     Raises:
         FailedPrecondition: the bundle or the CPU does not have that precision.
     """
+    return _alone(_measure, bundle, precision, images, seconds, warm_up, vectors)
+
+
+def open_loop(bundle: Path, precision: str, images: Sequence[Path], due: NDArray[np.float64]) -> Calls:
+    """Runs single images that come at set times, in a process of its own: the queue that no server can do without.
+
+    Args:
+        bundle: the model bundle.
+        precision: in which arithmetic.
+        images: the image files.
+        due: float64 [N], ascending, in seconds from the start.
+
+    Raises:
+        FailedPrecondition: the bundle or the CPU does not have that precision.
+    """
+    return _alone(_open_loop, bundle, precision, images, due)
+
+
+def _alone(function: Callable[..., T], *args: object) -> T:
+    """Runs a function in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        return process.submit(_measure, bundle, precision, images, seconds, warm_up, vectors).result()
+        return process.submit(function, *args).result()
 
 
 def _measure(
@@ -85,6 +107,33 @@ def _measure(
     runtime.close()
     rss_max = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # Linux counts in KiB
     return Bare(runtime.slots, alone, full, load_seconds, rss_max, found)
+
+
+def _open_loop(bundle: Path, precision: str, images: Sequence[Path], due: NDArray[np.float64]) -> Calls:
+    from embedder_service.model import bundle as bundles
+    from embedder_service.model.features import read
+    from embedder_service.runtimes import load_runtime
+
+    opened = bundles.load(bundle)
+    runtime = load_runtime(opened, precision=precision)
+    pixels = [read(path, opened.manifest.input) for path in images[:_MOST_IMAGES]]
+    numbers = itertools.count()
+    due = time.monotonic() + due
+
+    def take_the_next_again_and_again() -> list[tuple[float, float, float]]:
+        times = []
+        while (number := next(numbers)) < len(due):
+            time.sleep(max(0.0, due[number] - time.monotonic()))
+            sent = time.monotonic()
+            runtime.run(pixels[number % len(pixels)])
+            times.append((due[number], sent, time.monotonic()))
+        return times
+
+    with ThreadPoolExecutor(runtime.slots) as pool:
+        takers = [pool.submit(take_the_next_again_and_again) for _ in range(runtime.slots)]
+        planned, sent, ended = np.array([times for taker in takers for times in taker.result()]).reshape(-1, 3).T
+    runtime.close()
+    return Calls(planned, sent, ended, np.full(len(due), OK))
 
 
 def _closed_loop(run: Callable[[int], object], threads: int, seconds: float, warm_up: float) -> Measured:

@@ -22,7 +22,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 from benchmarks import bare, clients
 from benchmarks.calls import Target
 from benchmarks.clients import Clients
-from benchmarks.inputs import FOLDER, PRECISIONS, Images, add_inputs, describe_bundle, find_inputs, run, say
+from benchmarks.inputs import PRECISIONS, Images, add_flags, describe_bundle, find_inputs, run, say
 from benchmarks.load import OK, Measured
 from benchmarks.processes import Embedder, Sampler, Server
 from benchmarks.summary import Latency, latency, ratio, surroundings, write_json
@@ -294,7 +293,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.embedder", description=__doc__.partition("\n")[0])
-    add_inputs(parser)
+    add_flags(parser, "embedder.json")
     parser.add_argument(
         "--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS, help="default: all that the bundle has"
     )
@@ -306,12 +305,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seconds", type=float, default=8.0, metavar="S", help="of each row (default: %(default)s)")
     parser.add_argument("--warm-up", type=float, default=2.0, metavar="S", help="before each (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=FOLDER / "embedder.json", metavar="FILE", help="report (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--logs", type=Path, default=FOLDER / "logs", metavar="DIR", help="of the servers (default: %(default)s)"
-    )
     return parser
 
 

@@ -46,8 +46,8 @@ class Images:
         return {"source": self.source, "count": len(sizes), "mean_bytes": sum(sizes) / len(sizes)}
 
 
-def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags for model and images."""
+def add_flags(parser: argparse.ArgumentParser, report: str) -> None:
+    """Adds the flags for model, images, report and logs; `report` is the name of its file."""
     parser.add_argument(
         "--backbone", default=DEFAULT, choices=(DEFAULT, "efficientnet_lite0"), help="default: %(default)s"
     )
@@ -59,6 +59,12 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help=f"folder of images (default: what {_CALTECH101} names, else the demo photographs)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=FOLDER / report, metavar="FILE", help="report (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--logs", type=Path, default=FOLDER / "logs", metavar="DIR", help="of the servers (default: %(default)s)"
     )
 
 

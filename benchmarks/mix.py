@@ -50,9 +50,8 @@ async def run(address: str, images: Sequence[bytes], callers: int, until: float,
     """
     async with connect_aio(address) as channel:
         stub = EmbedderServiceStub(channel)
-        limits = (await stub.GetModel(pb.GetModelRequest(), timeout=_CALL_SECONDS)).limits
         chance = random.Random(seed)  # noqa: S311
-        kinds = _Calls(stub, images, chance).kinds(streams=limits.max_stream_in_flight > 0)
+        kinds = _Calls(stub, images, chance).kinds()
         answers: dict[str, Counter[str]] = {name: Counter() for name in kinds}
         weights = [kind.weight for kind in kinds.values()]
 
@@ -91,10 +90,10 @@ class _Calls:
         self._chance = chance
         self._big = _big_image()
 
-    def kinds(self, *, streams: bool) -> dict[str, Kind]:
-        """Returns all kinds; streams only if they are served."""
+    def kinds(self) -> dict[str, Kind]:
+        """Returns all kinds."""
         expired = frozenset((OK, "DEADLINE_EXCEEDED"))
-        kinds = {
+        return {
             "embed": Kind(40, self._embed, frozenset((OK,))),
             "embed_batch": Kind(10, self._batch, frozenset((OK,))),
             "bad image": Kind(10, self._bad, frozenset(("INVALID_ARGUMENT",))),
@@ -103,10 +102,8 @@ class _Calls:
             "another model": Kind(2, self._other_model, frozenset(("FAILED_PRECONDITION",))),
             "short deadline": Kind(10, self._hurried, expired),
             "cancelled": Kind(10, self._cancelled, frozenset((OK, "CANCELLED"))),
+            "embed_stream": Kind(10, self._stream, frozenset((OK,))),
         }
-        if streams:
-            kinds["embed_stream"] = Kind(10, self._stream, frozenset((OK,)))
-        return kinds
 
     async def _embed(self) -> Sequence[str]:
         await self._stub.Embed(pb.EmbedRequest(image=self._image()), timeout=_CALL_SECONDS)

@@ -130,15 +130,9 @@ class Metrics:
 
     def __init__(self, text: str) -> None:
         self._samples: dict[str, list[tuple[dict[str, str], float]]] = {}
-        self._families: set[str] = set()
         for family in text_string_to_metric_families(text):
-            self._families.add(family.name)
             for sample in family.samples:
                 self._samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-
-    def has(self, counter: str) -> bool:
-        """Whether the server has a counter of this name; one with labels has no sample before its first event."""
-        return counter.removesuffix("_total") in self._families
 
     def value(self, name: str, **labels: str) -> float:
         """Returns the sum of the samples of this name with these labels; 0 where there is none."""

@@ -24,14 +24,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks import clients
 from benchmarks.calls import Target
 from benchmarks.clients import Clients
-from benchmarks.inputs import FOLDER, PRECISIONS, add_inputs, describe_bundle, find_inputs, run, say
+from benchmarks.inputs import PRECISIONS, add_flags, describe_bundle, find_inputs, run, say
 from benchmarks.processes import Embedder, Sampler, Usage
 from benchmarks.summary import growth, surroundings, write_json
 from workbench.options import positive
@@ -122,16 +121,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.partition("\n")[0])
-    add_inputs(parser)
+    add_flags(parser, "soak.json")
     parser.add_argument("--precision", default="f32", choices=PRECISIONS, help="default: %(default)s")
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="default: %(default)s")
     parser.add_argument("--callers", type=positive, default=8, metavar="N", help="at once (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=FOLDER / "soak.json", metavar="FILE", help="report (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--logs", type=Path, default=FOLDER / "logs", metavar="DIR", help="of the server (default: %(default)s)"
-    )
     return parser
 
 
