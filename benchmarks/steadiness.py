@@ -1,8 +1,8 @@
 """`make bench-steadiness`: whether the embedder keeps its promises under load. Each scenario ends with PASS or FAIL.
 
     capacity  what the others are measured by: images/s at 16 callers, and the latency of an image on the bare runtime
-    half      at half of the capacity the slowest images take hardly longer than on the bare runtime, to which the same
-              images come at the same times
+    half      at half of the capacity the slowest images take at most twice as long as on the bare runtime, to which as
+              many come at the same times
     overload  at three times the capacity the server still does its best work, refuses the rest at once, keeps its
               memory and its health, and is back to normal soon after
     storm     calls whose deadlines pass while they wait cost the calls of others nothing, and the model nothing
@@ -161,7 +161,7 @@ class Steadiness:
         queued = bare.open_loop(self._bundle.path, self._args.precision, self._images.paths, due)
         spent, at_best = latency(calls.having(OK).latencies()), latency(queued.latencies())
         scenario.at_most("calls that failed", sum(calls.errors().values()), 0)
-        scenario.at_most("p99 by that of the bare runtime", spent.p99 / at_best.p99, 1.5)
+        scenario.at_most("p99 by that of the bare runtime", spent.p99 / at_best.p99, 2.0)
         scenario.figures |= {
             "p99 by the bare latency": spent.p99 / 1e3 / self._bare_seconds,
             "latency, ms": vars(spent),
