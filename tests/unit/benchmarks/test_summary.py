@@ -111,8 +111,3 @@ def test_images_run_in_vain_are_those_neither_answered_nor_given_up_while_they_r
     before = Metrics((_PAGE + _EXPIRED).format(ok=10, ran=12, run=2))
     assert _in_vain(before, Metrics((_PAGE + _EXPIRED).format(ok=110, ran=117, run=7))) == 0
     assert _in_vain(before, Metrics((_PAGE + _EXPIRED).format(ok=110, ran=120, run=7))) == 3
-
-
-def test_without_the_metric_nothing_is_known_of_images_run_in_vain():
-    page = Metrics(_PAGE.format(ok=10, ran=10))
-    assert math.isnan(_in_vain(page, page))
