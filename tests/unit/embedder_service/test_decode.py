@@ -105,10 +105,6 @@ def test_an_unknown_filter_is_the_callers_bug(chelsea):
         pixels(encoded(chelsea), resize="cubist")
 
 
-def test_the_result_can_be_written_to(chelsea):
-    pixels(encoded(chelsea))[:] = 0
-
-
 @pytest.mark.parametrize("orientation", CAMERA)
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG", "WEBP"])
 def test_exif_orientation_is_undone(chelsea, format, orientation):
