@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.load import OK, Calls, Measured
 from benchmarks.processes import CpuClock
+from embedder_service.model.manifest import Input
 
 T = TypeVar("T")
 # Pixels take 150 kB an image; a few hundred of them do not fit into any cache either.
@@ -60,7 +61,7 @@ def measure(bundle: Path, precision: str, images: Sequence[Path], seconds: float
     Raises:
         FailedPrecondition: the bundle or the CPU does not have that precision.
     """
-    return _alone(_measure, bundle, precision, images, seconds, warm_up, vectors)
+    return _in_own_process(_measure, bundle, precision, images, seconds, warm_up, vectors)
 
 
 def open_loop(bundle: Path, precision: str, images: Sequence[Path], due: NDArray[np.float64]) -> Calls:
@@ -75,10 +76,10 @@ def open_loop(bundle: Path, precision: str, images: Sequence[Path], due: NDArray
     Raises:
         FailedPrecondition: the bundle or the CPU does not have that precision.
     """
-    return _alone(_open_loop, bundle, precision, images, due)
+    return _in_own_process(_open_loop, bundle, precision, images, due)
 
 
-def _alone(function: Callable[..., T], *args: object) -> T:
+def _in_own_process(function: Callable[..., T], *args: object) -> T:
     """Runs a function in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
@@ -89,7 +90,6 @@ def _measure(
     bundle: Path, precision: str, images: Sequence[Path], seconds: float, warm_up: float, vectors: int
 ) -> Bare:
     from embedder_service.model import bundle as bundles
-    from embedder_service.model.features import read
     from embedder_service.runtimes import load_runtime
 
     with tempfile.TemporaryDirectory() as cache:  # empty: a model that was compiled before would load sooner
@@ -97,7 +97,7 @@ def _measure(
         opened = bundles.load(bundle)
         runtime = load_runtime(opened, precision=precision, cache_dir=Path(cache))
         load_seconds = time.monotonic() - started
-    pixels = [read(path, opened.manifest.input) for path in images[:_MOST_IMAGES]]
+    pixels = _pixels(images, opened.manifest.input)
     found = np.concatenate([runtime.run(image) for image in pixels[:vectors]])
 
     def run(threads: int) -> Measured:
@@ -111,12 +111,11 @@ def _measure(
 
 def _open_loop(bundle: Path, precision: str, images: Sequence[Path], due: NDArray[np.float64]) -> Calls:
     from embedder_service.model import bundle as bundles
-    from embedder_service.model.features import read
     from embedder_service.runtimes import load_runtime
 
     opened = bundles.load(bundle)
     runtime = load_runtime(opened, precision=precision)
-    pixels = [read(path, opened.manifest.input) for path in images[:_MOST_IMAGES]]
+    pixels = _pixels(images, opened.manifest.input)
     numbers = itertools.count()
     due = time.monotonic() + due
 
@@ -134,6 +133,13 @@ def _open_loop(bundle: Path, precision: str, images: Sequence[Path], due: NDArra
         planned, sent, ended = np.array([times for taker in takers for times in taker.result()]).reshape(-1, 3).T
     runtime.close()
     return Calls(planned, sent, ended, np.full(len(due), OK))
+
+
+def _pixels(images: Sequence[Path], taken: Input) -> list[NDArray[np.uint8]]:
+    """Reads images as the model takes them, uint8 [1, H, W, 3] each."""
+    from embedder_service.model.features import read
+
+    return [read(path, taken) for path in images[:_MOST_IMAGES]]
 
 
 def _closed_loop(run: Callable[[int], object], threads: int, seconds: float, warm_up: float) -> Measured:

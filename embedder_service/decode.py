@@ -22,7 +22,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from embedder_service import container, resizing
 from embedder_service.readers import MIN_IS_WHITE, READERS
-from embedder_service.resizing import FILTERS
 from service_kit.errors import InvalidArgument
 
 # Raise this when a change below changes pixels by more than rounding does: it is part of a bundle's fingerprint.
@@ -75,8 +74,8 @@ def decode(
         InvalidArgument: the bytes are not such a file, are damaged, or exceed `max_pixels`.
         ValueError: `resize` is not a key of `resizing.FILTERS`.
     """
-    if resize not in FILTERS:
-        raise ValueError(f"unknown resize filter {resize!r}; choose one of {', '.join(FILTERS)}")
+    if resize not in resizing.FILTERS:
+        raise ValueError(f"unknown resize filter {resize!r}; choose one of {', '.join(resizing.FILTERS)}")
     name = container.sniff(data)
     try:
         picture = container.picture(name, data)

@@ -10,7 +10,7 @@ import sys
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGE = 1 << 20
-# Of the end of a heap, free: less would be taken from the system and given back with every image.
+# At the end of a heap: once one of the two is set, glibc no longer raises the other from its 128 KiB.
 _KEPT = 16 << 20
 
 
