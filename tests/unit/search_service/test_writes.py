@@ -238,6 +238,23 @@ async def test_of_concurrent_upserts_the_same_one_wins_in_every_version(photos: 
     assert set(rows) == set(ids)
 
 
+async def test_a_deletion_in_parts_and_an_upsert_come_in_the_same_order_in_every_version(photos: Photos) -> None:
+    await photos.create_version()
+    await photos.upsert(item("x"))
+    first = await photos.store.version("photos", 1, deadline=within())
+    # One id more than goes into one expression: "x" is deleted in a second step.
+    ids = [*(f"none {n}" for n in range(500)), "x"]
+    async with photos.store._access._gates[first.physical_name].reading():  # holds the first version's writes up
+        deleting = asyncio.create_task(photos.writer.delete("photos", "", ids, deadline=within()))
+        while await photos.rows(2):
+            pass
+        upserting = asyncio.create_task(photos.upsert(item("x", n=1)))
+        # Time for an upsert that does not wait for its turn to be done in the second version.
+        await asyncio.wait([upserting], timeout=0.5)
+    assert await asyncio.gather(deleting, upserting) == [1, ["stored"]]
+    assert await photos.rows(1) == await photos.rows(2) == {"x": 1}
+
+
 async def test_nothing_is_lost_while_versions_come_serve_and_go(photos: Photos) -> None:
     stored: list[str] = []
     done = asyncio.Event()
