@@ -56,9 +56,21 @@ class AsyncClient(AsyncConnection):
         response = await self._call(self._stub.ListCollections, pb.ListCollectionsRequest())
         return [convert.collection(message) for message in response.collections]
 
-    async def delete_collection(self, name: str) -> None:
-        """Deletes a collection with all its rows."""
-        await self._call(self._stub.DeleteCollection, pb.DeleteCollectionRequest(name=name))
+    async def delete_collection(self, name: str, *, version: int | None = None) -> None:
+        """Deletes a collection with all its rows; or one version of it, which must not be the serving one."""
+        await self._call(self._stub.DeleteCollection, pb.DeleteCollectionRequest(name=name, version=version))
+
+    async def create_collection_version(
+        self, name: str, *, space: t.VectorSpace | None = None, index: t.IndexSpec | None = None
+    ) -> t.CollectionVersion:
+        """Creates a further version of a collection, empty; see `Client.create_collection_version`."""
+        request = convert.create_version_request(name, space, index)
+        return convert.collection_version((await self._call(self._stub.CreateCollectionVersion, request)).version)
+
+    async def switch_collection_version(self, name: str, version: int) -> t.Collection:
+        """Lets another version serve, at once and without downtime: the way forward, and back."""
+        request = pb.SwitchCollectionVersionRequest(name=name, version=version)
+        return convert.collection((await self._call(self._stub.SwitchCollectionVersion, request)).collection)
 
     # ---- Writes
 

@@ -11,8 +11,8 @@ MAX_MESSAGE_BYTES = 64 << 20
 
 _EMBEDDER = "lookalike.embedder.v1.EmbedderService"
 _SEARCH = "lookalike.search.v1.SearchService"
-# Sent twice, these fail the second time: a retry would report a failure of what has been done.
-_NOT_IDEMPOTENT = ("CreateCollection", "DeleteCollection")
+# Sent twice, these fail the second time, and a retry would report a failure of what has been done; or they do it twice.
+_NOT_IDEMPOTENT = ("CreateCollection", "CreateCollectionVersion", "DeleteCollection")
 
 _SERVICE_CONFIG = {
     # One connection to every address behind the name: a single one would pin a client to one server.

@@ -78,9 +78,32 @@ class Client(Connection):
         response = self._call(self._stub.ListCollections, pb.ListCollectionsRequest())
         return [convert.collection(message) for message in response.collections]
 
-    def delete_collection(self, name: str) -> None:
-        """Deletes a collection with all its rows."""
-        self._call(self._stub.DeleteCollection, pb.DeleteCollectionRequest(name=name))
+    def delete_collection(self, name: str, *, version: int | None = None) -> None:
+        """Deletes a collection with all its rows; or one version of it, which must not be the serving one."""
+        self._call(self._stub.DeleteCollection, pb.DeleteCollectionRequest(name=name, version=version))
+
+    def create_collection_version(
+        self, name: str, *, space: t.VectorSpace | None = None, index: t.IndexSpec | None = None
+    ) -> t.CollectionVersion:
+        """Creates a further version of a collection, empty, for another model or index.
+
+        From now on all writes go to it as well, while the version that serves answers searches as before.
+
+        Args:
+            name: the collection.
+            space: where its vectors live; None means the space of the (first) embedder's model.
+            index: how vectors are indexed; None means HNSW with the service's defaults.
+
+        >>> version = client.create_collection_version("photos")
+        >>> client.switch_collection_version("photos", version.version)  # when it has been filled
+        """
+        request = convert.create_version_request(name, space, index)
+        return convert.collection_version(self._call(self._stub.CreateCollectionVersion, request).version)
+
+    def switch_collection_version(self, name: str, version: int) -> t.Collection:
+        """Lets another version serve, at once and without downtime: the way forward, and back."""
+        request = pb.SwitchCollectionVersionRequest(name=name, version=version)
+        return convert.collection(self._call(self._stub.SwitchCollectionVersion, request).collection)
 
     # ---- Writes
 

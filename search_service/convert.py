@@ -21,15 +21,22 @@ from search_service.records import (
     IndexSpec,
     IndexType,
     OutputField,
+    Role,
     StoredRow,
     VectorSpace,
     VersionState,
 )
-from search_service.service import DEFAULT_TOP_K, Item, Outcome, Query, SearchParams, SearchResult, StoredId
+from search_service.service import DEFAULT_TOP_K, Query, SearchParams, SearchResult, StoredId
+from search_service.writes import Item, Outcome
 from service_kit.errors import InvalidArgument, ServiceError, Unimplemented
 from service_kit.status import to_status
 
 _INDEX_TYPES: dict[IndexType, pb.IndexType.ValueType] = {"FLAT": pb.INDEX_TYPE_FLAT, "HNSW": pb.INDEX_TYPE_HNSW}
+_STATES: dict[Role, pb.VersionState.ValueType] = {
+    "serving": pb.VERSION_STATE_SERVING,
+    "filling": pb.VERSION_STATE_FILLING,
+    "retired": pb.VERSION_STATE_RETIRED,
+}
 _OUTCOMES = {
     "stored": pb.UPSERT_OUTCOME_STORED,
     "unchanged": pb.UPSERT_OUTCOME_UNCHANGED,
@@ -166,7 +173,7 @@ def collection_to(state: CollectionState) -> pb.Collection:
         name=state.name,
         multi_tenant=any(version.version.multi_tenant for version in state.versions),
         serving_version=serving.version.number if serving else 0,
-        versions=[_version_to(version, serving) for version in state.versions],
+        versions=[_version_to(version, _STATES[state.role(version)]) for version in state.versions],
     )
 
 
@@ -176,14 +183,8 @@ def _hit_to(hit: Hit, output: pb.OutputFields) -> pb.Hit:
     return pb.Hit(record=record_to(hit.row, output), similarity=hit.similarity, distance=distance)
 
 
-def _version_to(state: VersionState, serving: VersionState | None) -> pb.CollectionVersion:
+def _version_to(state: VersionState, role: pb.VersionState.ValueType) -> pb.CollectionVersion:
     version = state.version
-    if state.serving:
-        role = pb.VERSION_STATE_SERVING
-    elif serving is not None and version.number < serving.version.number:
-        role = pb.VERSION_STATE_RETIRED
-    else:
-        role = pb.VERSION_STATE_FILLING
     hnsw = version.index.type == "HNSW"
     return pb.CollectionVersion(
         version=version.number,

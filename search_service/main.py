@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from lookalike.search.v1 import search_pb2_grpc
 from search_service.embedder_client import EmbedderClient
+from search_service.embedders import Embedders
 from search_service.rpc import SERVICE_NAME, SearchRpc
 from search_service.service import SearchService
 from search_service.settings import PREFIX, SearchSettings
@@ -25,8 +26,10 @@ async def serve(settings: SearchSettings) -> int:
         max_filter_bytes=settings.max_filter_bytes,
         max_filter_depth=settings.max_filter_depth,
     )
-    async with store, aclosing(EmbedderClient(settings.embedder, settings.max_message_bytes)) as embedder:
-        service = SearchService(store, embedder, settings)
+    targets = [target.strip() for target in settings.embedder.split(",")]
+    clients = [EmbedderClient(target, settings.max_message_bytes) for target in targets]
+    async with store, aclosing(Embedders(clients)) as embedders:
+        service = SearchService(store, embedders, settings)
         server = Server(settings)
         # What the class lacks of the contract, its generated base answers with UNIMPLEMENTED.
         rpc = SearchRpc(service, settings, store.backend)  # type: ignore[abstract]

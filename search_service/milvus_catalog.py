@@ -10,13 +10,21 @@ from search_service import milvus_calls, milvus_schema
 from search_service.milvus_access import Access
 from search_service.milvus_connection import Client, MilvusConnection
 from search_service.naming import check_collection_name, check_fingerprint, parse_physical_name, physical_name
-from search_service.records import CollectionState, CollectionVersion, IndexSpec, VectorSpace, VersionState
+from search_service.records import (
+    CollectionState,
+    CollectionVersion,
+    IndexSpec,
+    LiveVersions,
+    VectorSpace,
+    VersionState,
+)
 from service_kit.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 
 DEFAULT_INDEX = IndexSpec()
 MAX_DIMENSION = 32_768
 MAX_EF = 32_768
-# How long another replica's switch of an alias may go unnoticed here.
+MAX_VERSIONS = 8  # every write goes to all of them
+# How long another replica's switch of an alias, or new version, may go unnoticed here.
 _SERVING_SECONDS = 1.0
 
 
@@ -28,6 +36,8 @@ class Catalog:
         self._access = access
         self._defining = asyncio.Lock()
         self._serving: dict[str, tuple[CollectionVersion, float]] = {}
+        self._live: dict[str, tuple[LiveVersions, float]] = {}
+        self._changes = 0
 
     async def create_collection(
         self,
@@ -62,11 +72,19 @@ class Catalog:
         Raises:
             NotFound: there is no such collection.
             InvalidArgument: a fingerprint, dimension or index that is not allowed.
+            FailedPrecondition: the collection has as many versions as it may have.
         """
         async with self._defining:
-            serving = await self.serving(name, deadline=deadline)
+            live = await self.live(name, fresh=True, deadline=deadline)
+            if len(live.all) >= MAX_VERSIONS:
+                raise FailedPrecondition(
+                    f"collection {name!r} has {len(live.all)} versions, and may have {MAX_VERSIONS}: delete one that "
+                    "does not serve first"
+                )
             number = max((await self._physical_names(deadline))[name]) + 1
-            return await self._create(name, number, space, index, serving.multi_tenant, deadline)
+            version = await self._create(name, number, space, index, live.serving.multi_tenant, deadline)
+            self._forget(name)
+            return version
 
     async def switch(self, name: str, number: int, *, deadline: float) -> CollectionVersion:
         """Let another version serve, from the next call of `serving` on. The way back is the same.
@@ -83,11 +101,38 @@ class Catalog:
         """The version that serves, as of at most a second ago. Raises NotFound where there is no such collection."""
         version, until = self._serving.get(name, (None, 0.0))
         if version is None or time.monotonic() > until:
+            changes = self._changes
             version = await self._described(check_collection_name(name), deadline)
             if version is None:
-                raise NotFound(f"collection {name!r} does not exist: create it, or list the collections that do")
-            self._serving[name] = (version, time.monotonic() + _SERVING_SECONDS)
+                self._forget(name)
+                raise _no_collection(name)
+            if changes == self._changes:  # otherwise what was read may be what a switch has just ended
+                self._serving[name] = (version, time.monotonic() + _SERVING_SECONDS)
         return version
+
+    async def live(self, name: str, *, fresh: bool = False, deadline: float) -> LiveVersions:
+        """All versions, as of at most a second ago, or `fresh`, as they are now.
+
+        Raises:
+            NotFound: there is no such collection.
+        """
+        live, until = self._live.get(name, (None, 0.0))
+        if live is None or fresh or time.monotonic() > until:
+            changes = self._changes
+            names = (await self._physical_names(deadline))[check_collection_name(name)]
+            serving = await self._described(name, deadline)
+            if serving is None:
+                self._forget(name)
+                raise _no_collection(name)
+            others = [
+                await self._described(names[number], deadline)
+                for number in sorted(names)
+                if names[number] != serving.physical_name
+            ]
+            live = LiveVersions(serving, tuple(version for version in others if version is not None))
+            if changes == self._changes:
+                self._live[name] = (live, time.monotonic() + _SERVING_SECONDS)
+        return live
 
     async def version(self, name: str, number: int, *, deadline: float) -> CollectionVersion:
         """One version, serving or not. Raises NotFound where there is no such collection or version."""
@@ -102,7 +147,7 @@ class Catalog:
         """A collection and its versions as they are now. Raises NotFound where there is no such collection."""
         names = (await self._physical_names(deadline))[check_collection_name(name)]
         if not names:
-            raise NotFound(f"collection {name!r} does not exist: create it, or list the collections that do")
+            raise _no_collection(name)
         return await self._collection_state(name, names, deadline)
 
     async def list_collections(self, *, deadline: float) -> list[CollectionState]:
@@ -120,7 +165,7 @@ class Catalog:
             await self._connection.call(
                 "delete", lambda client, timeout: client.drop_alias(name, timeout=timeout), deadline
             )
-            self._serving.pop(name, None)
+            self._forget(name)
             for physical in names.values():
                 await self._drop(physical, deadline)
 
@@ -136,6 +181,13 @@ class Catalog:
             if version == await self._described(name, deadline):
                 raise FailedPrecondition(f"version {number} of collection {name!r} serves: switch to another one first")
             await self._drop(version.physical_name, deadline)
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        """Makes the next call that asks for versions read them anew, and what is being read now not be remembered."""
+        self._changes += 1
+        self._serving.pop(name, None)
+        self._live.pop(name, None)
 
     async def _load_all(self, deadline: float) -> None:
         """Load every version: after a restart of Milvus Lite none is, and none could be searched."""
@@ -242,7 +294,7 @@ class Catalog:
             await self._connection.call(
                 "switch", lambda client, timeout: client.create_alias(**target, timeout=timeout), deadline
             )
-        self._serving.pop(version.collection, None)
+        self._forget(version.collection)
 
     async def _drop(self, physical: str, deadline: float) -> None:
         def drop(client: Client, timeout: float) -> int:
@@ -250,6 +302,10 @@ class Catalog:
             return 0
 
         await self._access.write(physical, "delete", drop, deadline)
+
+
+def _no_collection(name: str) -> NotFound:
+    return NotFound(f"collection {name!r} does not exist: create it, or list the collections that do")
 
 
 def _check(space: VectorSpace, index: IndexSpec) -> None:

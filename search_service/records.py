@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
 IndexType = Literal["HNSW", "FLAT"]
+Role = Literal["serving", "filling", "retired"]
 # The fields of a stored row a caller may ask for. The id always comes back.
 OutputField = Literal["attributes", "source", "content_sha256", "model_fingerprint", "updated_ms", "vector"]
 OUTPUT_FIELDS: tuple[OutputField, ...] = (
@@ -71,6 +72,30 @@ class CollectionVersion:
     created_ms: int  # Unix time in milliseconds
 
 
+def role_of(number: int, serving: int | None) -> Role:
+    """What the version `number` is for while the version `serving` serves: a newer one fills, an older one is kept."""
+    if number == serving:
+        return "serving"
+    return "retired" if serving is not None and number < serving else "filling"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveVersions:
+    """All versions of a collection at one moment: what a write has to reach."""
+
+    serving: CollectionVersion
+    others: tuple[CollectionVersion, ...]  # the oldest first
+
+    @property
+    def all(self) -> tuple[CollectionVersion, ...]:
+        """Every version, the serving one first."""
+        return self.serving, *self.others
+
+    def role(self, version: CollectionVersion) -> Role:
+        """What one of these versions is for."""
+        return role_of(version.number, self.serving.number)
+
+
 @dataclass(frozen=True, slots=True)
 class VersionState:
     """A version and how it is doing now."""
@@ -93,6 +118,10 @@ class CollectionState:
     @property
     def serving(self) -> VersionState | None:
         return next((state for state in self.versions if state.serving), None)
+
+    def role(self, state: VersionState) -> Role:
+        """What one of these versions is for."""
+        return role_of(state.version.number, self.serving.version.number if self.serving else None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,7 +15,7 @@ from search_service.milvus_schema import MAX_SOURCE_BYTES
 from search_service.naming import MAX_ID_BYTES
 from search_service.service import SearchService
 from search_service.settings import SearchSettings
-from service_kit.errors import InvalidArgument, Unimplemented
+from service_kit.errors import InvalidArgument
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SearchService"].full_name
 
@@ -57,10 +57,27 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
-        if request.HasField("version"):
-            raise Unimplemented("this server deletes whole collections only: leave version out")
-        await self._service.delete_collection(request.name, deadline=self._deadline(context))
+        version = request.version if request.HasField("version") else None
+        await self._service.delete_collection(request.name, version, deadline=self._deadline(context))
         return pb.DeleteCollectionResponse()
+
+    async def CreateCollectionVersion(
+        self, request: pb.CreateCollectionVersionRequest, context: Context
+    ) -> pb.CreateCollectionVersionResponse:
+        number, state = await self._service.create_version(
+            request.name,
+            convert.space_from(request.space) if request.HasField("space") else None,
+            convert.index_from(request.index),
+            deadline=self._deadline(context),
+        )
+        versions = convert.collection_to(state).versions
+        return pb.CreateCollectionVersionResponse(version=next(each for each in versions if each.version == number))
+
+    async def SwitchCollectionVersion(
+        self, request: pb.SwitchCollectionVersionRequest, context: Context
+    ) -> pb.SwitchCollectionVersionResponse:
+        state = await self._service.switch_version(request.name, request.version, deadline=self._deadline(context))
+        return pb.SwitchCollectionVersionResponse(collection=convert.collection_to(state))
 
     async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
         items = [convert.item_from(item) for item in request.items]

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from search_service import metrics
-from search_service.embedder_client import EmbedderClient
+from search_service.embedders import Embedders
 from search_service.filters import Filter
-from search_service.milvus_rows import check_row
-from search_service.naming import check_id, check_tenant
+from search_service.naming import check_id
 from search_service.records import (
     CollectionState,
     CollectionVersion,
@@ -25,13 +19,13 @@ from search_service.records import (
     Hit,
     IndexSpec,
     OutputField,
-    Row,
     StoredRow,
     VectorSpace,
 )
 from search_service.settings import SearchSettings
 from search_service.store import MilvusStore, effective_ef
 from search_service.timings import Timings
+from search_service.writes import Item, Outcome, Writer
 from service_kit.errors import InvalidArgument, NotFound, ServiceError
 
 DEFAULT_TOP_K = 10
@@ -47,19 +41,6 @@ class StoredId:
 
 
 Query = bytes | Embedding | StoredId  # bytes are those of an image file
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Item:
-    """A row to be stored, from the bytes of an image file or a vector."""
-
-    id: str
-    content: bytes | Embedding
-    attributes: Mapping[str, Any]
-    source: str
-
-
-Outcome = Literal["stored", "unchanged", "superseded"] | ServiceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +69,15 @@ class SearchResult:
 
 
 class SearchService:
-    """Upserts, searches and everything between, on one embedder and one store.
+    """Upserts, searches and everything between, on embedders and one store.
 
     Every method takes a `deadline` on the scale of time.monotonic() and raises service errors.
     """
 
-    def __init__(self, store: MilvusStore, embedder: EmbedderClient, settings: SearchSettings) -> None:
+    def __init__(self, store: MilvusStore, embedders: Embedders, settings: SearchSettings) -> None:
         self._store = store
-        self._embedder = embedder
+        self._embedders = embedders
+        self._writer = Writer(store, embedders)
         self._settings = settings
         self._gauges_due = 0.0
 
@@ -104,8 +86,8 @@ class SearchService:
     async def create_collection(
         self, name: str, space: VectorSpace | None, index: IndexSpec, *, multi_tenant: bool, deadline: float
     ) -> CollectionState:
-        """Creates an empty collection; without a `space`, in that of the embedder's model."""
-        space = space or await self._embedder.space(deadline)
+        """Creates an empty collection; without a `space`, in that of the first embedder's model."""
+        space = space or await self._embedders.default_space(deadline)
         await self._store.create_collection(name, space, index, multi_tenant=multi_tenant, deadline=deadline)
         return await self._store.describe(name, deadline=deadline)
 
@@ -117,9 +99,29 @@ class SearchService:
         """Returns all collections, by name."""
         return await self._store.list_collections(deadline=deadline)
 
-    async def delete_collection(self, name: str, *, deadline: float) -> None:
-        """Deletes a collection with all its versions."""
-        await self._store.drop(name, deadline=deadline)
+    async def delete_collection(self, name: str, version: int | None = None, *, deadline: float) -> None:
+        """Deletes a collection with all its versions, or one `version` that does not serve."""
+        if version is None:
+            await self._store.drop(name, deadline=deadline)
+        else:
+            await self._store.drop_version(name, version, deadline=deadline)
+
+    async def create_version(
+        self, name: str, space: VectorSpace | None, index: IndexSpec, *, deadline: float
+    ) -> tuple[int, CollectionState]:
+        """Creates a further version, empty; without a `space`, in that of the first embedder's model.
+
+        Returns:
+            its number, and the collection.
+        """
+        space = space or await self._embedders.default_space(deadline)
+        version = await self._store.create_version(name, space, index, deadline=deadline)
+        return version.number, await self._store.describe(name, deadline=deadline)
+
+    async def switch_version(self, name: str, number: int, *, deadline: float) -> CollectionState:
+        """Lets another version serve."""
+        await self._store.switch(name, number, deadline=deadline)
+        return await self._store.describe(name, deadline=deadline)
 
     # ---- Writes
 
@@ -135,46 +137,30 @@ class SearchService:
         """Stores rows, and returns what became of each.
 
         An item that is wrong, or already an error, fails alone. Of several with one id the last good one is stored.
+        What is stored is in every version of the collection, as `search_service.writes` tells.
         """
         self._check_count("items", len(items))
-        version = await self._store.serving(collection, deadline=deadline)
-        check_tenant(tenant, multi_tenant=version.multi_tenant)
-        outcomes: dict[int, Outcome] = {}
-        pending: dict[int, Item] = {}
-        for position, item in enumerate(items):
-            if isinstance(item, ServiceError):
-                outcomes[position] = item
-            elif fault := self._fault(item):
-                outcomes[position] = fault
-            else:
-                pending[position] = item
-        hashes = await asyncio.to_thread(_hashes, pending)
-        if if_content_changed:
-            for position in await self._unchanged(version, tenant, pending, hashes, deadline):
-                outcomes[position] = "unchanged"
-                del pending[position]
-        vectors = await self._vectors(pending, deadline)
-        rows, faults = await asyncio.to_thread(_rows, version, pending, vectors, hashes)
-        outcomes.update(faults)
-        # A dict keeps the last of several rows with one id.
-        last = {row.id: position for position, row in rows.items()}
-        winners = [rows[position] for position in last.values()]
-        await self._store.upsert(version, version.space, winners, tenant=tenant, deadline=deadline)
-        for position, row in rows.items():
-            outcomes[position] = "stored" if last[row.id] == position else "superseded"
-        return [outcomes[position] for position in range(len(items))]
+        return await self._writer.upsert(
+            collection,
+            tenant,
+            [item if isinstance(item, ServiceError) else self._fault(item) or item for item in items],
+            if_content_changed=if_content_changed,
+            deadline=deadline,
+        )
 
     async def delete(
         self, collection: str, tenant: str, target: Sequence[str] | Filter | None, *, deadline: float
     ) -> int:
-        """Deletes the rows with some ids, or those that a filter selects, and returns how many there were."""
+        """Deletes the rows with some ids, or those that a filter selects, in all versions.
+
+        Returns:
+            how many there were in the serving one.
+        """
         if target is None:
             raise InvalidArgument("the filter is empty and would delete every row: delete the collection instead")
-        version = await self._store.serving(collection, deadline=deadline)
-        if isinstance(target, Filter):
-            return await self._store.delete_where(version, target, tenant=tenant, deadline=deadline)
-        self._check_count("ids", len(target))
-        return await self._store.delete(version, target, tenant=tenant, deadline=deadline)
+        if not isinstance(target, Filter):
+            self._check_count("ids", len(target))
+        return await self._writer.delete(collection, tenant, target, deadline=deadline)
 
     # ---- Reads
 
@@ -213,7 +199,7 @@ class SearchService:
                 vector = await self._stored_vector(version, tenant, query.id, params.read_your_writes, deadline)
         elif isinstance(query, bytes):
             with timings.stage("embed"):
-                vector = await self._image_vector(query, deadline)
+                vector = await self._image_vector(version, query, deadline)
         else:
             vector = query
         wanted = params.offset + params.top_k
@@ -249,21 +235,10 @@ class SearchService:
 
     # ---- Vectors
 
-    async def _vectors(self, items: Mapping[int, Item], deadline: float) -> dict[int, Embedding | ServiceError]:
-        """Returns each item's vector: the one it brings, or that of its image."""
-        images = {position: item.content for position, item in items.items() if isinstance(item.content, bytes)}
-        vectors: dict[int, Embedding | ServiceError] = {
-            position: item.content for position, item in items.items() if not isinstance(item.content, bytes)
-        }
-        if images:
-            embedded = await self._embedder.embed(list(images.values()), interactive=False, deadline=deadline)
-            vectors.update(zip(images, embedded, strict=True))
-        return vectors
-
-    async def _image_vector(self, image: bytes, deadline: float) -> Embedding:
+    async def _image_vector(self, version: CollectionVersion, image: bytes, deadline: float) -> Embedding:
         if len(image) > self._settings.max_image_bytes:
             raise self._too_large(image)
-        [vector] = await self._embedder.embed([image], interactive=True, deadline=deadline)
+        [vector] = await self._embedders.embed(version, [image], interactive=True, deadline=deadline)
         if isinstance(vector, ServiceError):
             raise vector
         return vector
@@ -280,37 +255,6 @@ class SearchService:
                 f"collection {version.collection!r} has no row with id {row_id!r}: search by image or vector"
             )
         return Embedding(vector, version.space.fingerprint)
-
-    async def _unchanged(
-        self,
-        version: CollectionVersion,
-        tenant: str,
-        items: Mapping[int, Item],
-        hashes: Mapping[int, str],
-        deadline: float,
-    ) -> list[int]:
-        """Returns the positions of the images that are stored already, with the same attributes and source."""
-        occurrences = Counter(item.id for item in items.values())
-        # Among several with one id the last one wins, whatever is stored now.
-        candidates = [position for position in hashes if occurrences[items[position].id] == 1]
-        if not candidates:
-            return []
-        stored = await self._store.get(
-            version,
-            [items[position].id for position in candidates],
-            output=("attributes", "source", "content_sha256"),
-            tenant=tenant,
-            deadline=deadline,
-        )
-
-        def same(position: int) -> bool:
-            item, row = items[position], stored.get(items[position].id)
-            if row is None or (hashes[position], item.source) != (row.content_sha256, row.source):
-                return False
-            # As JSON, because to Python 1, 1.0 and True are equal.
-            return json.dumps(item.attributes, sort_keys=True) == json.dumps(row.attributes, sort_keys=True)
-
-        return [position for position in candidates if same(position)]
 
     # ---- Limits
 
@@ -343,36 +287,3 @@ class SearchService:
             raise InvalidArgument(f"ef is {params.ef}: use 1 to {self._settings.max_ef}")
         if params.min_similarity is not None and not -1 <= params.min_similarity <= 1:
             raise InvalidArgument(f"min_similarity is {params.min_similarity}: a cosine lies between -1 and 1")
-
-
-def _hashes(items: Mapping[int, Item]) -> dict[int, str]:
-    """Returns the SHA-256, in hex, of each item's image."""
-    return {
-        position: hashlib.sha256(item.content).hexdigest()
-        for position, item in items.items()
-        if isinstance(item.content, bytes)
-    }
-
-
-def _rows(
-    version: CollectionVersion,
-    items: Mapping[int, Item],
-    vectors: Mapping[int, Embedding | ServiceError],
-    hashes: Mapping[int, str],
-) -> tuple[dict[int, Row], dict[int, ServiceError]]:
-    """Returns the rows that can be stored, and what is wrong with the others."""
-    rows: dict[int, Row] = {}
-    faults: dict[int, ServiceError] = {}
-    for position, item in items.items():
-        vector = vectors[position]
-        if isinstance(vector, ServiceError):
-            faults[position] = vector
-            continue
-        row = Row(item.id, vector.vector, item.attributes, item.source, hashes.get(position, ""))
-        try:
-            check_row(version, vector.space, row)
-        except ServiceError as error:
-            faults[position] = error
-        else:
-            rows[position] = row
-    return rows, faults

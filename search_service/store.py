@@ -150,6 +150,7 @@ class MilvusStore(Catalog):
         rows: Sequence[Row],
         *,
         tenant: str = "",
+        updated_ms: int | None = None,
         deadline: float,
     ) -> int:
         """Write rows, replacing those whose ids exist entirely. Returns how many, when Milvus has acknowledged all.
@@ -159,6 +160,7 @@ class MilvusStore(Catalog):
             space: of the vectors in `rows`.
             rows: any number, each id once. All are checked before the first is written.
             tenant: whose rows; empty unless the collection is multi-tenant.
+            updated_ms: when they were written, in milliseconds since 1970; None means now.
 
         Raises:
             FailedPrecondition: the vectors are of another space than the version.
@@ -169,7 +171,7 @@ class MilvusStore(Catalog):
         check_tenant(tenant, multi_tenant=version.multi_tenant)
         if not rows:
             return 0
-        updated_ms = time.time_ns() // 1_000_000
+        updated_ms = time.time_ns() // 1_000_000 if updated_ms is None else updated_ms
         encoded = await asyncio.to_thread(milvus_rows.encode_rows, version, tenant, rows, updated_ms)
         for batch in _batches(encoded):
             await self._access.write(version.physical_name, "upsert", milvus_calls.upsert(version, batch), deadline)

@@ -21,6 +21,12 @@ def create_collection_request(
     return pb.CreateCollectionRequest(name=name, space=_space(space), index=_index(index), multi_tenant=multi_tenant)
 
 
+def create_version_request(
+    name: str, space: t.VectorSpace | None, index: t.IndexSpec | None
+) -> pb.CreateCollectionVersionRequest:
+    return pb.CreateCollectionVersionRequest(name=name, space=_space(space), index=_index(index))
+
+
 def upsert_request(collection: str, items: Sequence[t.Item], if_content_changed: bool, tenant: str) -> pb.UpsertRequest:
     return pb.UpsertRequest(
         collection=collection,

@@ -327,8 +327,6 @@ def test_calls_that_the_server_lacks_are_unimplemented(services: Services) -> No
     with grpc.insecure_channel(services.search.addresses.grpc) as channel:
         stub = search_pb2_grpc.SearchServiceStub(channel)
         calls: list[Callable[[], Any]] = [
-            lambda: stub.CreateCollectionVersion(pb.CreateCollectionVersionRequest(), timeout=10),
-            lambda: stub.SwitchCollectionVersion(pb.SwitchCollectionVersionRequest(), timeout=10),
             lambda: stub.Search(
                 pb.SearchRequest(query=pb.Query(id="a"), params=pb.SearchParams(fold_similarity=0.9)), timeout=10
             ),

@@ -64,9 +64,13 @@ class _VersionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VersionS
     VERSION_STATE_SERVING: _VersionState.ValueType  # 1
     """Answers searches."""
     VERSION_STATE_FILLING: _VersionState.ValueType  # 2
-    """Is being filled; receives all writes and answers no searches."""
+    """Is newer than the serving one, and being filled: receives all writes, which fail where they cannot, and answers no
+    searches.
+    """
     VERSION_STATE_RETIRED: _VersionState.ValueType  # 3
-    """Served before, and is kept for a way back."""
+    """Is older than the serving one, and kept for a way back that loses nothing: receives all deletions, the images as long
+    as the service has an embedder of its model, and vectors of its model. Other writes do without it.
+    """
 
 class VersionState(_VersionState, metaclass=_VersionStateEnumTypeWrapper):
     """What a version of a collection is used for."""
@@ -76,9 +80,13 @@ VERSION_STATE_UNSPECIFIED: VersionState.ValueType  # 0
 VERSION_STATE_SERVING: VersionState.ValueType  # 1
 """Answers searches."""
 VERSION_STATE_FILLING: VersionState.ValueType  # 2
-"""Is being filled; receives all writes and answers no searches."""
+"""Is newer than the serving one, and being filled: receives all writes, which fail where they cannot, and answers no
+searches.
+"""
 VERSION_STATE_RETIRED: VersionState.ValueType  # 3
-"""Served before, and is kept for a way back."""
+"""Is older than the serving one, and kept for a way back that loses nothing: receives all deletions, the images as long
+as the service has an embedder of its model, and vectors of its model. Other writes do without it.
+"""
 Global___VersionState: _TypeAlias = VersionState  # noqa: Y015
 
 class _UpsertOutcome:
@@ -680,7 +688,7 @@ class CreateCollectionRequest(_message.Message):
     """Whether rows belong to tenants. Cannot be changed later."""
     @_builtins.property
     def space(self) -> Global___VectorSpace:
-        """The vector space; unset means that of the embedder's model."""
+        """The vector space; unset means that of the embedder's model, of the first one's where the service has several."""
 
     @_builtins.property
     def index(self) -> Global___IndexSpec:
@@ -881,7 +889,7 @@ class CreateCollectionVersionRequest(_message.Message):
     """The collection's name."""
     @_builtins.property
     def space(self) -> Global___VectorSpace:
-        """The vector space; unset means that of the embedder's model."""
+        """The vector space; unset means that of the embedder's model, of the first one's where the service has several."""
 
     @_builtins.property
     def index(self) -> Global___IndexSpec:
@@ -1276,7 +1284,7 @@ class DeleteResponse(_message.Message):
 
     DELETED_COUNT_FIELD_NUMBER: _builtins.int
     deleted_count: _builtins.int
-    """Number of rows deleted."""
+    """Number of rows deleted in the serving version; they are deleted in all."""
     def __init__(
         self,
         *,

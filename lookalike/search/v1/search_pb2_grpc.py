@@ -37,7 +37,8 @@ class SearchServiceStub:
     INVALID_ARGUMENT     something in the request is wrong or beyond a limit that DescribeCollection states
     NOT_FOUND            no such collection, version, or stored id
     ALREADY_EXISTS       the collection to be created exists
-    FAILED_PRECONDITION  the vector comes from another model than the collection's
+    FAILED_PRECONDITION  the system is not in a state for it: a vector comes from another model than the collection's, no
+    embedder has the model of a version that the image has to go to, the version to delete serves
     RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
     DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
     INTERNAL             the service failed on this request; its log has the details
@@ -138,7 +139,8 @@ class SearchServiceServicer:
     INVALID_ARGUMENT     something in the request is wrong or beyond a limit that DescribeCollection states
     NOT_FOUND            no such collection, version, or stored id
     ALREADY_EXISTS       the collection to be created exists
-    FAILED_PRECONDITION  the vector comes from another model than the collection's
+    FAILED_PRECONDITION  the system is not in a state for it: a vector comes from another model than the collection's, no
+    embedder has the model of a version that the image has to go to, the version to delete serves
     RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
     DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
     INTERNAL             the service failed on this request; its log has the details
@@ -179,14 +181,16 @@ class SearchServiceServicer:
 
     def CreateCollectionVersion(self, request, context):
         """Creates a further version of a collection, for another model or index. It is filled beside the serving one: writes
-        go to both from now on.
+        go to both from now on. An image is embedded by the model of each version, so the service needs an embedder of each;
+        a vector goes to versions of its own model only, and is refused (FAILED_PRECONDITION) while one of another is filled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SwitchCollectionVersion(self, request, context):
-        """Lets another version of a collection serve, at once and without downtime. The way forward, and back.
+        """Lets another version of a collection serve, at once and without downtime. The way forward, and back: what is written
+        after a switch goes to the versions before it as well, as VERSION_STATE_RETIRED says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -341,7 +345,8 @@ class SearchService:
     INVALID_ARGUMENT     something in the request is wrong or beyond a limit that DescribeCollection states
     NOT_FOUND            no such collection, version, or stored id
     ALREADY_EXISTS       the collection to be created exists
-    FAILED_PRECONDITION  the vector comes from another model than the collection's
+    FAILED_PRECONDITION  the system is not in a state for it: a vector comes from another model than the collection's, no
+    embedder has the model of a version that the image has to go to, the version to delete serves
     RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
     DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
     INTERNAL             the service failed on this request; its log has the details

@@ -38,7 +38,8 @@ class SearchServiceStub:
       INVALID_ARGUMENT     something in the request is wrong or beyond a limit that DescribeCollection states
       NOT_FOUND            no such collection, version, or stored id
       ALREADY_EXISTS       the collection to be created exists
-      FAILED_PRECONDITION  the vector comes from another model than the collection's
+      FAILED_PRECONDITION  the system is not in a state for it: a vector comes from another model than the collection's, no
+                           embedder has the model of a version that the image has to go to, the version to delete serves
       RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
       DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
       INTERNAL             the service failed on this request; its log has the details
@@ -63,10 +64,13 @@ class SearchServiceStub:
     """Deletes a collection with all its versions, or one version that does not serve."""
     CreateCollectionVersion: _grpc.UnaryUnaryMultiCallable[_search_pb2.CreateCollectionVersionRequest, _search_pb2.CreateCollectionVersionResponse]
     """Creates a further version of a collection, for another model or index. It is filled beside the serving one: writes
-    go to both from now on.
+    go to both from now on. An image is embedded by the model of each version, so the service needs an embedder of each;
+    a vector goes to versions of its own model only, and is refused (FAILED_PRECONDITION) while one of another is filled.
     """
     SwitchCollectionVersion: _grpc.UnaryUnaryMultiCallable[_search_pb2.SwitchCollectionVersionRequest, _search_pb2.SwitchCollectionVersionResponse]
-    """Lets another version of a collection serve, at once and without downtime. The way forward, and back."""
+    """Lets another version of a collection serve, at once and without downtime. The way forward, and back: what is written
+    after a switch goes to the versions before it as well, as VERSION_STATE_RETIRED says.
+    """
     Upsert: _grpc.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]
     """Stores rows, replacing those with the same id entirely. What is reported as stored is durable and idempotent."""
     UpsertStream: _grpc.StreamStreamMultiCallable[_search_pb2.UpsertStreamRequest, _search_pb2.UpsertStreamResponse]
@@ -97,7 +101,8 @@ class SearchServiceAsyncStub(SearchServiceStub):
       INVALID_ARGUMENT     something in the request is wrong or beyond a limit that DescribeCollection states
       NOT_FOUND            no such collection, version, or stored id
       ALREADY_EXISTS       the collection to be created exists
-      FAILED_PRECONDITION  the vector comes from another model than the collection's
+      FAILED_PRECONDITION  the system is not in a state for it: a vector comes from another model than the collection's, no
+                           embedder has the model of a version that the image has to go to, the version to delete serves
       RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
       DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
       INTERNAL             the service failed on this request; its log has the details
@@ -119,10 +124,13 @@ class SearchServiceAsyncStub(SearchServiceStub):
     """Deletes a collection with all its versions, or one version that does not serve."""
     CreateCollectionVersion: _aio.UnaryUnaryMultiCallable[_search_pb2.CreateCollectionVersionRequest, _search_pb2.CreateCollectionVersionResponse]  # type: ignore[assignment]
     """Creates a further version of a collection, for another model or index. It is filled beside the serving one: writes
-    go to both from now on.
+    go to both from now on. An image is embedded by the model of each version, so the service needs an embedder of each;
+    a vector goes to versions of its own model only, and is refused (FAILED_PRECONDITION) while one of another is filled.
     """
     SwitchCollectionVersion: _aio.UnaryUnaryMultiCallable[_search_pb2.SwitchCollectionVersionRequest, _search_pb2.SwitchCollectionVersionResponse]  # type: ignore[assignment]
-    """Lets another version of a collection serve, at once and without downtime. The way forward, and back."""
+    """Lets another version of a collection serve, at once and without downtime. The way forward, and back: what is written
+    after a switch goes to the versions before it as well, as VERSION_STATE_RETIRED says.
+    """
     Upsert: _aio.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]  # type: ignore[assignment]
     """Stores rows, replacing those with the same id entirely. What is reported as stored is durable and idempotent."""
     UpsertStream: _aio.StreamStreamMultiCallable[_search_pb2.UpsertStreamRequest, _search_pb2.UpsertStreamResponse]  # type: ignore[assignment]
@@ -152,7 +160,8 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
       INVALID_ARGUMENT     something in the request is wrong or beyond a limit that DescribeCollection states
       NOT_FOUND            no such collection, version, or stored id
       ALREADY_EXISTS       the collection to be created exists
-      FAILED_PRECONDITION  the vector comes from another model than the collection's
+      FAILED_PRECONDITION  the system is not in a state for it: a vector comes from another model than the collection's, no
+                           embedder has the model of a version that the image has to go to, the version to delete serves
       RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
       DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
       INTERNAL             the service failed on this request; its log has the details
@@ -202,7 +211,8 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.CreateCollectionVersionResponse, _abc.Awaitable[_search_pb2.CreateCollectionVersionResponse]]:
         """Creates a further version of a collection, for another model or index. It is filled beside the serving one: writes
-        go to both from now on.
+        go to both from now on. An image is embedded by the model of each version, so the service needs an embedder of each;
+        a vector goes to versions of its own model only, and is refused (FAILED_PRECONDITION) while one of another is filled.
         """
 
     @_abc_1.abstractmethod
@@ -211,7 +221,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.SwitchCollectionVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_search_pb2.SwitchCollectionVersionResponse, _abc.Awaitable[_search_pb2.SwitchCollectionVersionResponse]]:
-        """Lets another version of a collection serve, at once and without downtime. The way forward, and back."""
+        """Lets another version of a collection serve, at once and without downtime. The way forward, and back: what is written
+        after a switch goes to the versions before it as well, as VERSION_STATE_RETIRED says.
+        """
 
     @_abc_1.abstractmethod
     def Upsert(

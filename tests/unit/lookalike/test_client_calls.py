@@ -46,6 +46,10 @@ class _Servicer(search_pb2_grpc.SearchServiceServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
         context.abort(grpc.StatusCode.ALREADY_EXISTS, f"collection {request.name} exists")
 
+    def CreateCollectionVersion(self, request, context):  # noqa: N802
+        self.calls += 1
+        context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+
     def DescribeCollection(self, request, context):  # noqa: N802
         return pb.DescribeCollectionResponse(collection=pb.Collection(name=request.name))
 
@@ -95,6 +99,13 @@ def test_creating_is_not_tried_again():
     with _serving() as (target, servicer), Client(target) as client:
         with pytest.raises(LookalikeError, match="UNAVAILABLE: starting"):
             client.create_collection("flaky")
+        assert servicer.calls == 1
+
+
+def test_creating_a_version_is_not_tried_again():
+    with _serving() as (target, servicer), Client(target) as client:
+        with pytest.raises(LookalikeError, match="UNAVAILABLE: starting"):
+            client.create_collection_version("flaky")
         assert servicer.calls == 1
 
 

@@ -54,6 +54,14 @@ def test_a_collection_is_created_in_the_embedders_space_unless_one_is_given():
     assert request.multi_tenant
 
 
+def test_a_version_is_created_in_the_embedders_space_unless_one_is_given():
+    request = convert.create_version_request("photos", None, None)
+    assert (request.name, request.HasField("space"), request.HasField("index")) == ("photos", False, False)
+    request = convert.create_version_request("photos", VectorSpace("m1", 8), IndexSpec(IndexType.FLAT))
+    assert (request.space.model_fingerprint, request.space.dimension) == ("m1", 8)
+    assert request.index.type == pb.INDEX_TYPE_FLAT
+
+
 def test_items_carry_an_image_or_a_vector():
     image = Item("a", image=b"jpeg", attributes={"year": 1991}, source="/photos/a.jpg")
     vector = Item("b", vector=Embedding([3.0, 4.0], "m1"))

@@ -18,6 +18,7 @@ import pytest
 from milvus_samples import DIMENSION, SPACE, MilvusProcess, free_port, make_rows, unit_vectors, within
 
 from search_service.filters import Filter
+from search_service.milvus_catalog import MAX_VERSIONS
 from search_service.records import OUTPUT_FIELDS, CollectionVersion, Hit, IndexSpec, Row, VectorSpace
 from search_service.store import MilvusStore
 from service_kit.errors import (
@@ -379,6 +380,35 @@ async def test_a_new_version_is_filled_beside_the_old_one_and_then_serves(
     assert len((await store.describe("photos", deadline=within())).versions) == 1
     with pytest.raises(NotFound, match="no version 2"):
         await store.switch("photos", 2, deadline=within())
+
+
+async def test_what_versions_live_is_known_at_once_to_whoever_changed_it(
+    store: MilvusStore, photos: CollectionVersion
+) -> None:
+    for _ in range(2):
+        assert (await store.live("photos", deadline=within())).all == (photos,)
+    second = await store.create_version("photos", OTHER_SPACE, deadline=within())
+    live = await store.live("photos", deadline=within())
+    assert (live.serving, live.others) == (photos, (second,))
+    assert [live.role(version) for version in live.all] == ["serving", "filling"]
+    await store.switch("photos", 2, deadline=within())
+    live = await store.live("photos", deadline=within())
+    assert (live.serving, live.others) == (second, (photos,))
+    assert [live.role(version) for version in live.all] == ["serving", "retired"]
+    await store.drop_version("photos", 1, deadline=within())
+    assert (await store.live("photos", deadline=within())).all == (second,)
+    await store.drop("photos", deadline=within())
+    with pytest.raises(NotFound, match="does not exist"):
+        await store.live("photos", deadline=within())
+
+
+async def test_a_collection_has_so_many_versions_and_no_more(store: MilvusStore, photos: CollectionVersion) -> None:
+    for number in range(2, MAX_VERSIONS + 1):
+        assert (await store.create_version("photos", SPACE, deadline=within())).number == number
+    with pytest.raises(FailedPrecondition, match="delete one that does not serve"):
+        await store.create_version("photos", SPACE, deadline=within())
+    await store.drop_version("photos", 3, deadline=within())
+    assert (await store.create_version("photos", SPACE, deadline=within())).number == MAX_VERSIONS + 1
 
 
 async def test_collections_are_created_listed_and_dropped(store: MilvusStore) -> None:

@@ -35,6 +35,8 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
         ("search",),
         ("collections",),
         ("collections", "describe"),
+        ("collections", "create-version"),
+        ("collections", "switch"),
         ("evaluate",),
         ("caltech101",),
     ],

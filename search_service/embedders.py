@@ -1,0 +1,86 @@
+"""The embedding services behind this one, each with one model: which of them makes the vectors of a space."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from search_service.embedder_client import EmbedderClient
+from search_service.records import CollectionVersion, Embedding, VectorSpace
+from service_kit.errors import FailedPrecondition, ServiceError
+
+# How soon an embedder is asked again for its model, where no model fits: it may have been started with another one.
+_ASK_AGAIN_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0
+
+
+class Embedders:
+    """Finds the embedder for a vector space. Each is asked for its model once, and again where none fits.
+
+    An embedder that could never be reached might be the one that is looked for: that is an error, and not the same as
+    none.
+    """
+
+    def __init__(self, clients: Sequence[EmbedderClient]) -> None:
+        self._clients = clients
+        self._spaces: dict[EmbedderClient, tuple[VectorSpace, float]] = {}
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        await asyncio.gather(*(client.aclose() for client in self._clients))
+
+    async def default_space(self, deadline: float) -> VectorSpace:
+        """Returns the space of the first embedder's vectors as it is now."""
+        return await self._ask(self._clients[0], deadline)
+
+    async def serve(self, space: VectorSpace, deadline: float) -> bool:
+        """Whether there is an embedder for a space. Raises a service error where that cannot be known."""
+        return await self._find(space, deadline) is not None
+
+    async def embed(
+        self, version: CollectionVersion, images: Sequence[bytes], *, interactive: bool, deadline: float
+    ) -> list[Embedding | ServiceError]:
+        """Embeds encoded images for a version of a collection, as `EmbedderClient.embed` does.
+
+        Raises:
+            FailedPrecondition: no embedder has the model of the version.
+        """
+        client = await self._find(version.space, deadline)
+        if client is None:
+            raise self._missing(version)
+        vectors = await client.embed(images, interactive=interactive, deadline=deadline)
+        if any(isinstance(vector, Embedding) and vector.space != version.space for vector in vectors):
+            # It was started again with another model. Whoever compares the spaces refuses these vectors.
+            self._spaces.pop(client, None)
+        return vectors
+
+    async def _find(self, space: VectorSpace, deadline: float) -> EmbedderClient | None:
+        if (client := self._known(space)) is not None:
+            return client
+        now = time.monotonic()
+        until = min(deadline, now + _ANSWER_SECONDS)
+        due = [each for each in self._clients if each not in self._spaces or now > self._spaces[each][1]]
+        answers = await asyncio.gather(*(self._ask(each, until) for each in due), return_exceptions=True)
+        if (client := self._known(space)) is not None:
+            return client
+        for each, answer in zip(due, answers, strict=True):
+            if isinstance(answer, BaseException) and each not in self._spaces:
+                raise answer
+        return None
+
+    def _known(self, space: VectorSpace) -> EmbedderClient | None:
+        return next((each for each in self._clients if each in self._spaces and self._spaces[each][0] == space), None)
+
+    async def _ask(self, client: EmbedderClient, deadline: float) -> VectorSpace:
+        space = await client.space(deadline)
+        self._spaces[client] = (space, time.monotonic() + _ASK_AGAIN_SECONDS)
+        return space
+
+    def _missing(self, version: CollectionVersion) -> FailedPrecondition:
+        served = ", ".join(sorted({space.fingerprint for space, _ in self._spaces.values()}))
+        return FailedPrecondition(
+            f"collection {version.collection!r} version {version.number} holds vectors of model "
+            f"{version.space.fingerprint} ({version.space.dimension} dimensions), but embedders here serve {served}: "
+            "start the search service with that model's embedder too (--embedder takes several, comma separated)"
+        )
