@@ -12,8 +12,9 @@ FailedPrecondition or Internal, as `search_service.milvus_errors` tells. NotFoun
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -39,7 +40,7 @@ from search_service.records import (
     Vector,
     VectorSpace,
 )
-from service_kit.errors import InvalidArgument, Unavailable
+from service_kit.errors import InvalidArgument, ResourceExhausted, Unavailable
 
 # Limits of Milvus.
 MAX_TOP_K = 16_384  # offset included
@@ -52,6 +53,9 @@ _BATCH_ROWS = 1_000
 _BATCH_BYTES = 16 << 20
 _IDS_PER_EXPRESSION = 500
 _PAGE_ROWS = 16_000  # Milvus Lite walks over all rows for each page; a server gives at most 16,384
+_PAGE_BYTES = 16 << 20
+_PAGE_GROWTH = 4
+_PAGE_SAMPLE = 64  # rows whose size stands for that of their page
 
 
 class MilvusStore(Catalog):
@@ -232,21 +236,37 @@ class MilvusStore(Catalog):
         output: Sequence[OutputField] = ALL_BUT_VECTOR,
         tenant: str = "",
         page_rows: int = _PAGE_ROWS,
+        page_seconds: float = math.inf,
         deadline: float,
-    ) -> AsyncIterator[list[StoredRow]]:
-        """All acknowledged rows, or those a filter chooses, by id, in pages. Rows written meanwhile may be missed."""
+    ) -> AsyncGenerator[list[StoredRow], None]:
+        """All acknowledged rows, or those a filter chooses, by id, in pages. Rows written meanwhile may be missed.
+
+        Writes wait for one page at most. Pages have `page_rows` rows, or as many fewer as keep them near 16 MiB: the
+        first is sized for the largest rows there can be, the others by the one before. Each may take `page_seconds`.
+        """
         expression = self._expression(version, condition, tenant)
         last = ""
+        rows = min(page_rows, max(1, _PAGE_BYTES // milvus_rows.max_stored_bytes(version, output)))
         while True:
             after = _all_of(expression, f"id > {string_literal(last)}")
-            call = milvus_calls.page(version, after, output, page_rows)
-            with _blaming(condition):
-                page = await self._access.read(version.physical_name, "scan", call, deadline)
+            call = milvus_calls.page(version, after, output, rows)
+            page_deadline = min(deadline, time.monotonic() + page_seconds)
+            try:
+                with _blaming(condition):
+                    page = await self._access.read(version.physical_name, "scan", call, page_deadline)
+            except ResourceExhausted:
+                if rows == 1:
+                    raise
+                rows = max(1, rows // _PAGE_GROWTH)  # the rows may have been too large for one message
+                continue
             if page:
                 yield page
-            if len(page) < page_rows:
+            if len(page) < rows:
                 return
             last = primary_key(page[-1].id, tenant)
+            sample = page[:: max(1, len(page) // _PAGE_SAMPLE)]
+            row_bytes = sum(map(milvus_rows.stored_bytes, sample)) / len(sample)
+            rows = min(page_rows, rows * _PAGE_GROWTH, max(1, int(_PAGE_BYTES / row_bytes)))
 
     async def search(
         self,

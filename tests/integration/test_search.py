@@ -329,11 +329,6 @@ def test_calls_that_the_server_lacks_are_unimplemented(services: Services) -> No
         calls: list[Callable[[], Any]] = [
             lambda: stub.CreateCollectionVersion(pb.CreateCollectionVersionRequest(), timeout=10),
             lambda: stub.SwitchCollectionVersion(pb.SwitchCollectionVersionRequest(), timeout=10),
-            lambda: stub.Search(
-                pb.SearchRequest(query=pb.Query(id="a"), params=pb.SearchParams(fold_similarity=0.9)), timeout=10
-            ),
-            lambda: stub.SearchBatch(pb.SearchBatchRequest(), timeout=10),
-            lambda: list(stub.Scan(pb.ScanRequest(), timeout=10)),
             lambda: list(stub.UpsertStream(iter([pb.UpsertStreamRequest()]), timeout=10)),
         ]
         for call in calls:

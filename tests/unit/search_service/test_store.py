@@ -18,6 +18,7 @@ import pytest
 from milvus_samples import DIMENSION, SPACE, MilvusProcess, free_port, make_rows, unit_vectors, within
 
 from search_service.filters import Filter
+from search_service.milvus_rows import stored_bytes
 from search_service.records import OUTPUT_FIELDS, CollectionVersion, Hit, IndexSpec, Row, VectorSpace
 from search_service.store import MilvusStore
 from service_kit.errors import (
@@ -208,6 +209,28 @@ async def test_a_scan_gives_each_row_once_by_id(store: MilvusStore, photos: Coll
     await store.upsert(photos, SPACE, rows, deadline=within())
     pages = [page async for page in store.scan(photos, page_rows=3, deadline=within())]
     assert [row.id for page in pages for row in page] == sorted(NASTY)
+
+
+async def test_pages_of_a_scan_stay_small_whatever_the_size_of_rows(
+    store: MilvusStore, photos: CollectionVersion
+) -> None:
+    large = {"text": "x" * 60_000}
+    rows = [replace(row, attributes=large if 400 <= i < 700 else {}) for i, row in enumerate(make_rows(2_000))]
+    await store.upsert(photos, SPACE, rows, deadline=within())
+    pages = [page async for page in store.scan(photos, deadline=within())]
+    assert [row.id for page in pages for row in page] == [row.id for row in rows]
+    assert max(sum(map(stored_bytes, page)) for page in pages) < 20 << 20
+    assert len([page async for page in store.scan(photos, output=("vector",), deadline=within())]) == 1
+
+
+async def test_a_scan_that_is_left_lets_writes_through(store: MilvusStore, photos: CollectionVersion) -> None:
+    await store.upsert(photos, SPACE, make_rows(10), deadline=within())
+    scan = store.scan(photos, page_rows=3, deadline=within())
+    assert len(await anext(scan)) == 3
+    assert await store.delete(photos, [row.id for row in make_rows(10)[5:]], deadline=within()) == 5
+    assert sum([len(page) async for page in scan]) == 2
+    with pytest.raises(DeadlineExceeded):
+        await anext(store.scan(photos, page_seconds=-1, deadline=within()))
 
 
 # Search
