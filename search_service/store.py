@@ -29,6 +29,7 @@ from search_service.milvus_calls import Consistency
 from search_service.milvus_catalog import MAX_EF, Catalog
 from search_service.milvus_connection import MilvusConnection
 from search_service.milvus_exact import Nearest
+from search_service.milvus_joined import Joiner
 from search_service.naming import check_id, check_tenant, primary_key
 from search_service.records import (
     ALL_BUT_VECTOR,
@@ -54,6 +55,8 @@ _BATCH_BYTES = 16 << 20
 _IDS_PER_EXPRESSION = 500
 _PAGE_ROWS = 16_000  # Milvus Lite walks over all rows for each page; a server gives at most 16,384
 _PAGE_BYTES = 16 << 20
+_JOINED_QUERIES = 64
+_JOINED_ROWS = 2_000  # each costs some time of its own
 _PAGE_GROWTH = 4
 _PAGE_SAMPLE = 64  # rows whose size stands for that of their page
 
@@ -97,6 +100,7 @@ class MilvusStore(Catalog):
             threads=threads,
         )
         super().__init__(connection, Access(connection, write_seconds=write_timeout))
+        self._joiner = Joiner()
         self._max_filter_bytes = max_filter_bytes
         self._max_filter_depth = max_filter_depth
 
@@ -321,9 +325,17 @@ class MilvusStore(Catalog):
         _check_range("ef", 1 if ef is None else ef, 1, MAX_EF)
         breadth = effective_ef(ef, top_k + offset, filtered=bool(expression))
         level = _consistency(read_your_writes)
-        call = milvus_calls.search(version, queries, top_k, offset, expression, breadth, output, level)
-        with _blaming(condition):
+
+        async def run(queries: Vector, deadline: float) -> list[list[Hit]]:
+            call = milvus_calls.search(version, queries, top_k, offset, expression, breadth, output, level)
             return await self._access.read(version.physical_name, "search", call, deadline)
+
+        with _blaming(condition):
+            if not self._connection.local:
+                return await run(queries, deadline)
+            kind = (version.physical_name, top_k, offset, expression, breadth, tuple(output), level)
+            most = min(_JOINED_QUERIES, _JOINED_ROWS // (top_k + offset))
+            return await self._joiner.search(kind, queries, run, most=most, deadline=deadline)
 
     async def _search_exactly(
         self,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from milvus_samples import DIMENSION, SPACE, MilvusProcess, free_port, make_rows, unit_vectors, within
+from prometheus_client import REGISTRY
 
 from search_service.filters import Filter
 from search_service.milvus_rows import stored_bytes
@@ -347,6 +348,27 @@ async def test_the_largest_top_k_gives_all_rows(store: MilvusStore, photos: Coll
     await store.upsert(photos, SPACE, make_rows(50), deadline=within())
     (hits,) = await store.search(photos, SPACE, unit_vectors(1), top_k=16384, ef=1, output=(), deadline=within())
     assert len(hits) == 50
+
+
+async def test_searches_at_the_same_time_are_joined_and_give_what_they_give_alone(
+    store: MilvusStore, photos: CollectionVersion
+) -> None:
+    await store.upsert(photos, SPACE, make_rows(200), deadline=within())
+    queries = unit_vectors(40, seed=4)
+
+    async def search(start: int) -> list[Hit]:
+        (hits,) = await store.search(photos, SPACE, queries[start : start + 1], top_k=5, deadline=within())
+        return hits
+
+    def calls() -> float:
+        labels = {"upstream": "milvus", "method": "search", "code": "OK"}
+        return REGISTRY.get_sample_value("search_upstream_requests_total", labels) or 0.0
+
+    alone = [ids(await search(start)) for start in range(40)]
+    before = calls()
+    together = await asyncio.gather(*map(search, range(40)))
+    assert [ids(hits) for hits in together] == alone
+    assert calls() - before == 2  # the first at once, the others meanwhile
 
 
 @pytest.mark.parametrize(
