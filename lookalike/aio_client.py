@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Unpack
 
 import grpc
@@ -10,7 +10,7 @@ import grpc
 from lookalike import types as t
 from lookalike._convert import search as convert
 from lookalike.connection import AsyncConnection
-from lookalike.errors import LookalikeError
+from lookalike.errors import LookalikeError, translated
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
 
@@ -113,6 +113,29 @@ class AsyncClient(AsyncConnection):
         response: pb.CountResponse = await self._call(self._stub.Count, request)
         return response.count
 
+    async def scan(
+        self,
+        collection: str,
+        *,
+        filter: str = "",
+        filter_values: t.Attributes | None = None,
+        tenant: str = "",
+        **options: Unpack[t.GetOptions],
+    ) -> AsyncIterator[t.Record]:
+        """Yields the rows that a filter selects, or all, in no particular order; see `Client.scan`.
+
+        >>> async for record in client.scan("photos"):
+        ...     print(record.id)
+        """
+        call = self._stub.Scan(convert.scan_request(collection, filter, filter_values or {}, tenant, options))
+        try:
+            with translated():
+                async for response in call:
+                    for message in response.records:
+                        yield convert.record(message)
+        finally:
+            call.cancel()  # does nothing after the end
+
     async def search(
         self,
         collection: str,
@@ -126,3 +149,10 @@ class AsyncClient(AsyncConnection):
         """Finds the stored rows most similar to an image, a vector or a stored row; see `Client.search`."""
         request = convert.search_request(collection, image, vector, id, tenant, options)
         return convert.search_result(await self._call(self._stub.Search, request))
+
+    async def search_batch(
+        self, collection: str, queries: Sequence[t.Query], *, tenant: str = "", **options: Unpack[t.SearchOptions]
+    ) -> t.SearchBatchResult:
+        """Searches by several images, vectors or stored rows at once; see `Client.search_batch`."""
+        request = convert.search_batch_request(collection, queries, tenant, options)
+        return convert.search_batch_result(await self._call(self._stub.SearchBatch, request))

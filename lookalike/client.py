@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Unpack
 
 import grpc
@@ -10,7 +10,7 @@ import grpc
 from lookalike import types as t
 from lookalike._convert import search as convert
 from lookalike.connection import Connection
-from lookalike.errors import LookalikeError
+from lookalike.errors import LookalikeError, translated
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
 
@@ -156,6 +156,32 @@ class Client(Connection):
         response: pb.CountResponse = self._call(self._stub.Count, request)
         return response.count
 
+    def scan(
+        self,
+        collection: str,
+        *,
+        filter: str = "",
+        filter_values: t.Attributes | None = None,
+        tenant: str = "",
+        **options: Unpack[t.GetOptions],
+    ) -> Iterator[t.Record]:
+        """Yields the rows that a filter selects, or all, in no particular order.
+
+        Every write acknowledged before the scan is seen; later ones may be. A scan takes as long as there are rows: the
+        client's timeout does not hold for it, while the service gives each step a timeout of its own. To stop early,
+        close the generator. A scan that fails has yielded some rows before.
+
+        >>> for record in client.scan("photos", include_vector=True):
+        ...     print(record.id, record.vector)
+        """
+        call = self._stub.Scan(convert.scan_request(collection, filter, filter_values or {}, tenant, options))
+        try:
+            with translated():
+                for response in call:
+                    yield from map(convert.record, response.records)
+        finally:
+            call.cancel()  # does nothing after the end
+
     def search(
         self,
         collection: str,
@@ -178,3 +204,20 @@ class Client(Connection):
         """
         request = convert.search_request(collection, image, vector, id, tenant, options)
         return convert.search_result(self._call(self._stub.Search, request))
+
+    def search_batch(
+        self, collection: str, queries: Sequence[t.Query], *, tenant: str = "", **options: Unpack[t.SearchOptions]
+    ) -> t.SearchBatchResult:
+        """Searches by several images, vectors or stored rows at once, which costs less than one by one.
+
+        Args:
+            queries: as many as `SearchLimits.max_batch_queries`.
+            options: how to search, the same for all: see `SearchOptions`.
+
+        Returns:
+            The hits of each query, in their order, or its error. One that failed never harms the others.
+
+        >>> client.search_batch("photos", [Query(id="cat.jpg"), Query(id="dog.jpg")], top_k=5).results
+        """
+        request = convert.search_batch_request(collection, queries, tenant, options)
+        return convert.search_batch_result(self._call(self._stub.SearchBatch, request))

@@ -324,7 +324,7 @@ class OutputOptions(TypedDict, total=False):
 
 
 class GetOptions(OutputOptions, total=False):
-    """How to fetch rows. Everything may be left out."""
+    """How to fetch or scan rows. Everything may be left out."""
 
     read_your_writes: bool
     """Sees every write acknowledged before the call, at the price of time."""
@@ -343,12 +343,36 @@ class SearchOptions(OutputOptions, total=False):
     """The values that `filter` names."""
     min_similarity: float
     """Lowest cosine similarity of a hit, -1 to 1."""
+    max_similarity: float
+    """Highest cosine similarity of a hit, -1 to 1. Only the `SearchLimits.max_top_k` best rows are looked at."""
+    fold_similarity: float
+    """Folds hits whose similarity to a better hit is at least this into that hit, which names them in `folded_ids`.
+    Only the `SearchLimits.max_top_k` best rows are looked at."""
     ef: int
     """Candidates that HNSW looks at: more is slower and finds more."""
     exact: bool
     """Compares with every row instead of using the index."""
     read_your_writes: bool
     """Sees every write acknowledged before the search, at the price of time."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to search by: the bytes of an image file, a vector, or the id of a stored row.
+
+    Raises:
+        ValueError: not exactly one of them is given.
+
+    >>> Query(id="cat.jpg")
+    """
+
+    image: bytes | None = field(default=None, repr=False)
+    vector: Embedding | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(part is not None for part in (self.image, self.vector, self.id)) != 1:
+            raise ValueError("a search needs exactly one of image, vector and id")
 
 
 @dataclass(frozen=True)
@@ -359,11 +383,13 @@ class Hit:
         record: the row.
         similarity: cosine similarity to the query, -1 to 1.
         distance: Euclidean distance to the query, of vectors of length 1: 0 to 2.
+        folded_ids: ids of the hits that `fold_similarity` folded into this one, the best first.
     """
 
     record: Record
     similarity: float
     distance: float
+    folded_ids: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -388,5 +414,18 @@ class SearchResult:
     """The hits, the most similar first; what answered; and the seconds spent in each stage, by its name."""
 
     hits: tuple[Hit, ...]
+    served_by: ServedBy
+    timings: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SearchBatchResult:
+    """What became of each query, in order; what answered; and the seconds that each stage took for all of them.
+
+    Attributes:
+        results: the hits of a query, the most similar first; or why it failed.
+    """
+
+    results: tuple[tuple[Hit, ...] | LookalikeError, ...]
     served_by: ServedBy
     timings: Mapping[str, float]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -26,7 +26,7 @@ from search_service.records import (
     VectorSpace,
     VersionState,
 )
-from search_service.service import DEFAULT_TOP_K, Query, SearchParams, SearchResult, StoredId
+from search_service.searcher import DEFAULT_TOP_K, Query, SearchParams, SearchResult, StoredId
 from search_service.writes import Item, Outcome
 from service_kit.errors import InvalidArgument, ServiceError, Unimplemented
 from service_kit.status import to_status
@@ -37,6 +37,7 @@ _STATES: dict[Role, pb.VersionState.ValueType] = {
     "filling": pb.VERSION_STATE_FILLING,
     "retired": pb.VERSION_STATE_RETIRED,
 }
+_SCAN_BYTES = 1 << 20
 _OUTCOMES = {
     "stored": pb.UPSERT_OUTCOME_STORED,
     "unchanged": pb.UPSERT_OUTCOME_UNCHANGED,
@@ -74,8 +75,8 @@ def item_from(message: pb.UpsertItem) -> Item | InvalidArgument:
     return Item(message.id, content, from_fields(message.attributes), message.source)
 
 
-def query_from(message: pb.Query) -> Query:
-    """Returns what to search by."""
+def query_from(message: pb.Query) -> Query | InvalidArgument:
+    """Returns what to search by, or what is wrong with it."""
     match message.WhichOneof("by"):
         case "image":
             return message.image
@@ -84,22 +85,21 @@ def query_from(message: pb.Query) -> Query:
         case "id":
             return StoredId(message.id)
         case _:
-            raise InvalidArgument("the query is empty: set image, vector or id")
+            return InvalidArgument("the query is empty: set image, vector or id")
 
 
 def params_from(message: pb.SearchParams) -> SearchParams:
     """Returns how to search."""
-    for name in ("max_similarity", "fold_similarity"):
-        if message.HasField(name):
-            raise Unimplemented(f"params.{name} is not available on this server yet: leave it out")
     return SearchParams(
         top_k=message.top_k if message.HasField("top_k") else DEFAULT_TOP_K,
         offset=message.offset,
         filter=filter_from(message.filter),
         min_similarity=message.min_similarity if message.HasField("min_similarity") else None,
+        max_similarity=message.max_similarity if message.HasField("max_similarity") else None,
         ef=message.ef if message.HasField("ef") else None,
         exact=message.exact,
         read_your_writes=message.read_your_writes,
+        fold_similarity=message.fold_similarity if message.HasField("fold_similarity") else None,
         output=output_from(message.output),
     )
 
@@ -151,19 +151,45 @@ def record_to(row: StoredRow, output: pb.OutputFields) -> pb.Record:
     return record
 
 
+def scan_responses_to(rows: Iterable[StoredRow], output: pb.OutputFields) -> Iterator[pb.ScanResponse]:
+    """Yields the rows in messages of about 1 MiB: many gRPC clients take 4 MiB at most."""
+    response, size = pb.ScanResponse(), 0
+    for row in rows:
+        record = record_to(row, output)
+        if size and size + record.ByteSize() > _SCAN_BYTES:
+            yield response
+            response, size = pb.ScanResponse(), 0
+        response.records.append(record)
+        size += record.ByteSize()
+    if size:
+        yield response
+
+
 def search_response_to(result: SearchResult, params: pb.SearchParams) -> pb.SearchResponse:
-    """Returns the answer to a search."""
-    version = result.version
-    served_by = pb.ServedBy(
-        version=version.number,
-        physical_name=version.physical_name,
-        space=_space_to(version.space),
-        index_type=pb.INDEX_TYPE_FLAT if result.exact else _INDEX_TYPES[version.index.type],
-        ef=result.ef,
-        consistency=pb.CONSISTENCY_STRONG if params.read_your_writes else pb.CONSISTENCY_BOUNDED,
+    """Returns the answer to a search. Raises what its query failed with."""
+    [outcome] = result.outcomes
+    if isinstance(outcome, ServiceError):
+        raise outcome
+    return pb.SearchResponse(
+        hits=[_hit_to(hit, params.output) for hit in outcome],
+        served_by=_served_by_to(result, params),
+        timings=_timings_to(result.timings),
     )
-    hits = [_hit_to(hit, params.output) for hit in result.hits]
-    return pb.SearchResponse(hits=hits, served_by=served_by, timings=_timings_to(result.timings))
+
+
+def search_batch_response_to(result: SearchResult, params: pb.SearchParams) -> pb.SearchBatchResponse:
+    """Returns the answer to a batch of searches."""
+
+    def outcome_to(outcome: Sequence[Hit] | ServiceError) -> pb.SearchBatchResult:
+        if isinstance(outcome, ServiceError):
+            return pb.SearchBatchResult(error=to_status(outcome))
+        return pb.SearchBatchResult(hits=pb.HitList(hits=[_hit_to(hit, params.output) for hit in outcome]))
+
+    return pb.SearchBatchResponse(
+        results=[outcome_to(outcome) for outcome in result.outcomes],
+        served_by=_served_by_to(result, params),
+        timings=_timings_to(result.timings),
+    )
 
 
 def collection_to(state: CollectionState) -> pb.Collection:
@@ -180,7 +206,20 @@ def collection_to(state: CollectionState) -> pb.Collection:
 def _hit_to(hit: Hit, output: pb.OutputFields) -> pb.Hit:
     # |a - b|^2 = 2 - 2 a.b for vectors of length 1; rounding may leave the similarity just above 1.
     distance = math.sqrt(max(0.0, 2.0 - 2.0 * hit.similarity))
-    return pb.Hit(record=record_to(hit.row, output), similarity=hit.similarity, distance=distance)
+    record = record_to(hit.row, output)
+    return pb.Hit(record=record, similarity=hit.similarity, distance=distance, folded_ids=hit.folded_ids)
+
+
+def _served_by_to(result: SearchResult, params: pb.SearchParams) -> pb.ServedBy:
+    version = result.version
+    return pb.ServedBy(
+        version=version.number,
+        physical_name=version.physical_name,
+        space=_space_to(version.space),
+        index_type=pb.INDEX_TYPE_FLAT if result.exact else _INDEX_TYPES[version.index.type],
+        ef=result.ef,
+        consistency=pb.CONSISTENCY_STRONG if params.read_your_writes else pb.CONSISTENCY_BOUNDED,
+    )
 
 
 def _version_to(state: VersionState, role: pb.VersionState.ValueType) -> pb.CollectionVersion:

@@ -14,7 +14,7 @@ from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from search_service.metrics import upstream
 from search_service.records import Embedding, VectorSpace
 from service_kit import calls, tracing
-from service_kit.errors import DeadlineExceeded, ServiceError
+from service_kit.errors import DeadlineExceeded, InvalidArgument, ServiceError
 from service_kit.status import from_rpc_error, from_status
 
 _SERVICE: str = embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name
@@ -75,6 +75,13 @@ class EmbedderClient:
                     return await rpc(request, timeout=timeout, metadata=calls.outgoing_metadata())
             except grpc.RpcError as error:
                 raise from_rpc_error(error, f"embedder at {self._target}") from error
+
+
+def image_fault(image: bytes, max_bytes: int) -> InvalidArgument | None:
+    """Returns what is wrong with an encoded image before it is worth sending, or None."""
+    if len(image) <= max_bytes:
+        return None
+    return InvalidArgument(f"the image has {len(image)} bytes, more than {max_bytes}: send it scaled down")
 
 
 def _outcome(result: embedder_pb2.EmbedResult, fingerprint: str) -> Embedding | ServiceError:

@@ -87,6 +87,19 @@ def encoded_bytes(row: Mapping[str, Any]) -> int:
     return int(row["vector"].nbytes) + texts + _ROW_OVERHEAD_BYTES
 
 
+def stored_bytes(row: StoredRow) -> int:
+    """About how many bytes a stored row takes in a message."""
+    texts = sum(len((text or "").encode()) for text in (row.id, row.source))
+    attributes = len(json.dumps(row.attributes, ensure_ascii=False).encode()) if row.attributes else 0
+    return texts + attributes + (0 if row.vector is None else row.vector.nbytes) + _ROW_OVERHEAD_BYTES
+
+
+def max_stored_bytes(version: CollectionVersion, output: Sequence[OutputField]) -> int:
+    """The most that a stored row with these fields can take in a message, about."""
+    sizes = {"attributes": MAX_ATTRIBUTES_BYTES, "source": MAX_SOURCE_BYTES, "vector": 4 * version.space.dimension}
+    return sum(sizes.get(name, 0) for name in output) + _ROW_OVERHEAD_BYTES
+
+
 def columns(output: Sequence[OutputField]) -> list[str]:
     """The fields of Milvus behind those that a caller asked for. The id comes anyway."""
     return ["id", *(_COLUMNS.get(name, name) for name in output)]

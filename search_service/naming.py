@@ -64,6 +64,15 @@ def check_id(row_id: str) -> str:
     return row_id
 
 
+def id_fault(row_id: str) -> InvalidArgument | None:
+    """Return what is wrong with an id, or None."""
+    try:
+        check_id(row_id)
+    except InvalidArgument as error:
+        return error
+    return None
+
+
 def physical_name(name: str, fingerprint: str, number: int) -> str:
     """The Milvus collection of one version: `<name>__<first 8 letters and digits of the fingerprint>__v<number>`."""
     prefix = re.sub("[^A-Za-z0-9]", "", fingerprint)[:8]

@@ -154,3 +154,4 @@ class Hit:
 
     similarity: float
     row: StoredRow
+    folded_ids: tuple[str, ...] = ()  # of hits nearly the same as this one, the best first

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
+from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -13,10 +17,12 @@ from search_service import convert
 from search_service.milvus_rows import MAX_ATTRIBUTES_BYTES
 from search_service.milvus_schema import MAX_SOURCE_BYTES
 from search_service.naming import MAX_ID_BYTES
+from search_service.records import StoredRow
 from search_service.service import SearchService
 from search_service.settings import SearchSettings
-from service_kit.errors import InvalidArgument
+from service_kit.errors import DeadlineExceeded, InvalidArgument
 
+_SCAN_ROWS = 500  # turned into messages at a time
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SearchService"].full_name
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -127,15 +133,51 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
         )
         return pb.CountResponse(count=count)
 
+    async def Scan(self, request: pb.ScanRequest, context: Context) -> None:  # type: ignore[override]
+        remaining = context.time_remaining()
+        pages = self._service.scan(
+            request.collection,
+            request.tenant,
+            convert.filter_from(request.filter),
+            convert.output_from(request.output),
+            # A scan takes as long as there are rows: without a deadline of its own only its steps have one.
+            deadline=math.inf if remaining is None else time.monotonic() + remaining,
+        )
+        async with aclosing(pages):
+            async for page in pages:
+                for start in range(0, len(page), _SCAN_ROWS):
+                    rows = page[start : start + _SCAN_ROWS]
+                    for response in await asyncio.to_thread(_scan_responses, rows, request.output):
+                        await self._write(context, response)
+
+    async def _write(self, context: Context, response: pb.ScanResponse) -> None:
+        seconds = self._settings.default_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                await context.write(response)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the scan was not read for {seconds} s: read it faster") from error
+
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         result = await self._service.search(
             request.collection,
             request.tenant,
-            convert.query_from(request.query),
+            [convert.query_from(request.query)],
             convert.params_from(request.params),
             deadline=self._deadline(context),
         )
         return convert.search_response_to(result, request.params)
+
+    async def SearchBatch(self, request: pb.SearchBatchRequest, context: Context) -> pb.SearchBatchResponse:
+        result = await self._service.search(
+            request.collection,
+            request.tenant,
+            [convert.query_from(query) for query in request.queries],
+            convert.params_from(request.params),
+            deadline=self._deadline(context),
+        )
+        # In a thread: there may be thousands of hits.
+        return await asyncio.to_thread(convert.search_batch_response_to, result, request.params)
 
     def _deadline(self, context: Context) -> float:
         """Returns the call's deadline on the scale of time.monotonic()."""
@@ -148,7 +190,7 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
         return pb.Limits(
             max_image_bytes=settings.max_image_bytes,
             max_batch_items=settings.max_batch_items,
-            max_batch_queries=0,
+            max_batch_queries=settings.max_batch_queries,
             max_top_k=settings.max_top_k,
             max_ef=settings.max_ef,
             max_id_bytes=MAX_ID_BYTES,
@@ -157,3 +199,7 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
             max_filter_bytes=settings.max_filter_bytes,
             max_message_bytes=settings.max_message_bytes,
         )
+
+
+def _scan_responses(rows: Sequence[StoredRow], output: pb.OutputFields) -> list[pb.ScanResponse]:
+    return list(convert.scan_responses_to(rows, output))

@@ -3,69 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from search_service import metrics
+from search_service.embedder_client import image_fault
 from search_service.embedders import Embedders
 from search_service.filters import Filter
-from search_service.naming import check_id
-from search_service.records import (
-    CollectionState,
-    CollectionVersion,
-    Embedding,
-    Hit,
-    IndexSpec,
-    OutputField,
-    StoredRow,
-    VectorSpace,
-)
+from search_service.naming import id_fault
+from search_service.records import CollectionState, IndexSpec, OutputField, StoredRow, VectorSpace
+from search_service.searcher import Query, Searcher, SearchParams, SearchResult
 from search_service.settings import SearchSettings
-from search_service.store import MilvusStore, effective_ef
-from search_service.timings import Timings
+from search_service.store import MilvusStore
 from search_service.writes import Item, Outcome, Writer
-from service_kit.errors import InvalidArgument, NotFound, ServiceError
+from service_kit.errors import InvalidArgument, ResourceExhausted, ServiceError
 
-DEFAULT_TOP_K = 10
 _CHECK_TIMEOUT = 10.0  # seconds
 _GAUGES_INTERVAL = 30.0  # seconds
-
-
-@dataclass(frozen=True, slots=True)
-class StoredId:
-    """The id of a stored row, to search by its vector."""
-
-    id: str
-
-
-Query = bytes | Embedding | StoredId  # bytes are those of an image file
-
-
-@dataclass(frozen=True, slots=True)
-class SearchParams:
-    """How to search; the fields are those of the contract's SearchParams."""
-
-    top_k: int = DEFAULT_TOP_K
-    offset: int = 0
-    filter: Filter | None = None
-    min_similarity: float | None = None
-    ef: int | None = None
-    exact: bool = False
-    read_your_writes: bool = False
-    output: Sequence[OutputField] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SearchResult:
-    """The hits, the best first; what answered; and the seconds spent in each stage."""
-
-    hits: Sequence[Hit]
-    version: CollectionVersion
-    ef: int | None
-    exact: bool
-    timings: Mapping[str, float]
+_SCAN_RETRY_AFTER = 5.0  # seconds
 
 
 class SearchService:
@@ -78,7 +33,9 @@ class SearchService:
         self._store = store
         self._embedders = embedders
         self._writer = Writer(store, embedders)
+        self._searcher = Searcher(store, embedders, settings)
         self._settings = settings
+        self._scans = 0
         self._gauges_due = 0.0
 
     # ---- Collections
@@ -186,44 +143,45 @@ class SearchService:
         version = await self._store.serving(collection, deadline=deadline)
         return await self._store.count(version, condition, tenant=tenant, read_your_writes=True, deadline=deadline)
 
-    async def search(
-        self, collection: str, tenant: str, query: Query, params: SearchParams, *, deadline: float
-    ) -> SearchResult:
-        """Finds the rows most similar to the query. A stored row is left out of its own hits."""
-        self._check_params(params)
-        timings = Timings()
-        version = await self._store.serving(collection, deadline=deadline)
-        own_id = query.id if isinstance(query, StoredId) else None
-        if isinstance(query, StoredId):
-            with timings.stage("get"):
-                vector = await self._stored_vector(version, tenant, query.id, params.read_your_writes, deadline)
-        elif isinstance(query, bytes):
-            with timings.stage("embed"):
-                vector = await self._image_vector(version, query, deadline)
-        else:
-            vector = query
-        wanted = params.offset + params.top_k
-        indexed = version.index.type == "HNSW" and not params.exact
-        ef = effective_ef(params.ef, wanted, filtered=params.filter is not None) if indexed else None
-        with timings.stage("search"):
-            [hits] = await self._store.search(
-                version,
-                vector.space,
-                vector.vector[np.newaxis],
-                top_k=wanted + (own_id is not None),
-                condition=params.filter,
-                tenant=tenant,
-                ef=ef,
-                exact=params.exact,
-                output=params.output,
-                read_your_writes=params.read_your_writes,
-                deadline=deadline,
+    async def scan(
+        self,
+        collection: str,
+        tenant: str,
+        condition: Filter | None,
+        output: Sequence[OutputField],
+        *,
+        deadline: float,
+    ) -> AsyncGenerator[list[StoredRow], None]:
+        """Yields the rows that a filter selects, or all, in pages; every write acknowledged before is seen.
+
+        Each page has the service's default timeout, the scan as a whole the `deadline`, which may be infinite.
+        """
+        if self._scans == self._settings.max_scans:
+            raise ResourceExhausted(f"{self._scans} scans are in progress, the limit", _SCAN_RETRY_AFTER)
+        self._scans += 1
+        try:
+            timeout = self._settings.default_timeout
+            version = await self._store.serving(collection, deadline=min(deadline, time.monotonic() + timeout))
+            pages = self._store.scan(
+                version, condition, output=output, tenant=tenant, page_seconds=timeout, deadline=deadline
             )
-        least = -1.0 if params.min_similarity is None else params.min_similarity
-        others = [hit for hit in hits if hit.row.id != own_id and hit.similarity >= least]
-        found = others[params.offset : wanted]
-        metrics.RESULTS.observe(len(found))
-        return SearchResult(found, version, ef, params.exact, timings.seconds())
+            async with aclosing(pages):
+                async for page in pages:
+                    yield page
+        finally:
+            self._scans -= 1
+
+    async def search(
+        self,
+        collection: str,
+        tenant: str,
+        queries: Sequence[Query | ServiceError],
+        params: SearchParams,
+        *,
+        deadline: float,
+    ) -> SearchResult:
+        """Finds the rows most similar to each query; see `Searcher.search`."""
+        return await self._searcher.search(collection, tenant, queries, params, deadline=deadline)
 
     async def check(self) -> None:
         """Makes sure that a real search works now, and now and then brings the gauges of the collections up to date."""
@@ -233,57 +191,14 @@ class SearchService:
             metrics.show_collections(await self._store.list_collections(deadline=now + _CHECK_TIMEOUT))
             self._gauges_due = now + _GAUGES_INTERVAL
 
-    # ---- Vectors
-
-    async def _image_vector(self, version: CollectionVersion, image: bytes, deadline: float) -> Embedding:
-        if len(image) > self._settings.max_image_bytes:
-            raise self._too_large(image)
-        [vector] = await self._embedders.embed(version, [image], interactive=True, deadline=deadline)
-        if isinstance(vector, ServiceError):
-            raise vector
-        return vector
-
-    async def _stored_vector(
-        self, version: CollectionVersion, tenant: str, row_id: str, read_your_writes: bool, deadline: float
-    ) -> Embedding:
-        rows = await self._store.get(
-            version, [row_id], output=("vector",), tenant=tenant, read_your_writes=read_your_writes, deadline=deadline
-        )
-        vector = rows[row_id].vector if row_id in rows else None
-        if vector is None:
-            raise NotFound(
-                f"collection {version.collection!r} has no row with id {row_id!r}: search by image or vector"
-            )
-        return Embedding(vector, version.space.fingerprint)
-
     # ---- Limits
 
     def _fault(self, item: Item) -> ServiceError | None:
         """Returns what is wrong with an item before it is worth embedding."""
-        try:
-            check_id(item.id)
-        except InvalidArgument as error:
-            return error
-        if isinstance(item.content, bytes) and len(item.content) > self._settings.max_image_bytes:
-            return self._too_large(item.content)
-        return None
-
-    def _too_large(self, image: bytes) -> InvalidArgument:
-        return InvalidArgument(
-            f"the image has {len(image)} bytes, more than {self._settings.max_image_bytes}: send it scaled down"
-        )
+        if fault := id_fault(item.id):
+            return fault
+        return image_fault(item.content, self._settings.max_image_bytes) if isinstance(item.content, bytes) else None
 
     def _check_count(self, what: str, count: int) -> None:
         if not 1 <= count <= self._settings.max_batch_items:
             raise InvalidArgument(f"the request has {count} {what}: send 1 to {self._settings.max_batch_items}")
-
-    def _check_params(self, params: SearchParams) -> None:
-        most = self._settings.max_top_k
-        if not 1 <= params.top_k <= most:
-            raise InvalidArgument(f"top_k is {params.top_k}: use 1 to {most}")
-        if params.offset + params.top_k > most:
-            raise InvalidArgument(f"offset + top_k is {params.offset + params.top_k}: use at most {most}")
-        if params.ef is not None and not 1 <= params.ef <= self._settings.max_ef:
-            raise InvalidArgument(f"ef is {params.ef}: use 1 to {self._settings.max_ef}")
-        if params.min_similarity is not None and not -1 <= params.min_similarity <= 1:
-            raise InvalidArgument(f"min_similarity is {params.min_similarity}: a cosine lies between -1 and 1")

@@ -12,8 +12,9 @@ FailedPrecondition or Internal, as `search_service.milvus_errors` tells. NotFoun
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -28,6 +29,7 @@ from search_service.milvus_calls import Consistency
 from search_service.milvus_catalog import MAX_EF, Catalog
 from search_service.milvus_connection import MilvusConnection
 from search_service.milvus_exact import Nearest
+from search_service.milvus_joined import Joiner
 from search_service.naming import check_id, check_tenant, primary_key
 from search_service.records import (
     ALL_BUT_VECTOR,
@@ -39,7 +41,7 @@ from search_service.records import (
     Vector,
     VectorSpace,
 )
-from service_kit.errors import InvalidArgument, Unavailable
+from service_kit.errors import InvalidArgument, ResourceExhausted, Unavailable
 
 # Limits of Milvus.
 MAX_TOP_K = 16_384  # offset included
@@ -52,6 +54,11 @@ _BATCH_ROWS = 1_000
 _BATCH_BYTES = 16 << 20
 _IDS_PER_EXPRESSION = 500
 _PAGE_ROWS = 16_000  # Milvus Lite walks over all rows for each page; a server gives at most 16,384
+_PAGE_BYTES = 16 << 20
+_JOINED_QUERIES = 64
+_JOINED_ROWS = 2_000  # each costs some time of its own
+_PAGE_GROWTH = 4
+_PAGE_SAMPLE = 64  # rows whose size stands for that of their page
 
 
 class MilvusStore(Catalog):
@@ -93,6 +100,7 @@ class MilvusStore(Catalog):
             threads=threads,
         )
         super().__init__(connection, Access(connection, write_seconds=write_timeout))
+        self._joiner = Joiner()
         self._max_filter_bytes = max_filter_bytes
         self._max_filter_depth = max_filter_depth
 
@@ -234,21 +242,37 @@ class MilvusStore(Catalog):
         output: Sequence[OutputField] = ALL_BUT_VECTOR,
         tenant: str = "",
         page_rows: int = _PAGE_ROWS,
+        page_seconds: float = math.inf,
         deadline: float,
-    ) -> AsyncIterator[list[StoredRow]]:
-        """All acknowledged rows, or those a filter chooses, by id, in pages. Rows written meanwhile may be missed."""
+    ) -> AsyncGenerator[list[StoredRow], None]:
+        """All acknowledged rows, or those a filter chooses, by id, in pages. Rows written meanwhile may be missed.
+
+        Writes wait for one page at most. Pages have `page_rows` rows, or as many fewer as keep them near 16 MiB: the
+        first is sized for the largest rows there can be, the others by the one before. Each may take `page_seconds`.
+        """
         expression = self._expression(version, condition, tenant)
         last = ""
+        rows = min(page_rows, max(1, _PAGE_BYTES // milvus_rows.max_stored_bytes(version, output)))
         while True:
             after = _all_of(expression, f"id > {string_literal(last)}")
-            call = milvus_calls.page(version, after, output, page_rows)
-            with _blaming(condition):
-                page = await self._access.read(version.physical_name, "scan", call, deadline)
+            call = milvus_calls.page(version, after, output, rows)
+            page_deadline = min(deadline, time.monotonic() + page_seconds)
+            try:
+                with _blaming(condition):
+                    page = await self._access.read(version.physical_name, "scan", call, page_deadline)
+            except ResourceExhausted:
+                if rows == 1:
+                    raise
+                rows = max(1, rows // _PAGE_GROWTH)  # the rows may have been too large for one message
+                continue
             if page:
                 yield page
-            if len(page) < page_rows:
+            if len(page) < rows:
                 return
             last = primary_key(page[-1].id, tenant)
+            sample = page[:: max(1, len(page) // _PAGE_SAMPLE)]
+            row_bytes = sum(map(milvus_rows.stored_bytes, sample)) / len(sample)
+            rows = min(page_rows, rows * _PAGE_GROWTH, max(1, int(_PAGE_BYTES / row_bytes)))
 
     async def search(
         self,
@@ -303,9 +327,17 @@ class MilvusStore(Catalog):
         _check_range("ef", 1 if ef is None else ef, 1, MAX_EF)
         breadth = effective_ef(ef, top_k + offset, filtered=bool(expression))
         level = _consistency(read_your_writes)
-        call = milvus_calls.search(version, queries, top_k, offset, expression, breadth, output, level)
-        with _blaming(condition):
+
+        async def run(queries: Vector, deadline: float) -> list[list[Hit]]:
+            call = milvus_calls.search(version, queries, top_k, offset, expression, breadth, output, level)
             return await self._access.read(version.physical_name, "search", call, deadline)
+
+        with _blaming(condition):
+            if not self._connection.local:
+                return await run(queries, deadline)
+            kind = (version.physical_name, top_k, offset, expression, breadth, tuple(output), level)
+            most = min(_JOINED_QUERIES, _JOINED_ROWS // (top_k + offset))
+            return await self._joiner.search(kind, queries, run, most=most, deadline=deadline)
 
     async def _search_exactly(
         self,

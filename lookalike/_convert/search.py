@@ -70,8 +70,29 @@ def search_request(
     options: t.SearchOptions,
 ) -> pb.SearchRequest:
     _require_known(options, t.SearchOptions)
-    query = _query(image, vector, id)
+    query = _query(t.Query(image, vector, id))
     return pb.SearchRequest(collection=collection, tenant=tenant, query=query, params=_params(options))
+
+
+def search_batch_request(
+    collection: str, queries: Sequence[t.Query], tenant: str, options: t.SearchOptions
+) -> pb.SearchBatchRequest:
+    _require_known(options, t.SearchOptions)
+    messages = [_query(query) for query in queries]
+    return pb.SearchBatchRequest(collection=collection, tenant=tenant, queries=messages, params=_params(options))
+
+
+def scan_request(
+    collection: str, filter: str, filter_values: t.Attributes, tenant: str, options: t.GetOptions
+) -> pb.ScanRequest:
+    _require_known(options, t.GetOptions)
+    return pb.ScanRequest(
+        collection=collection,
+        tenant=tenant,
+        filter=_filter(filter, filter_values),
+        output=_output(options),
+        read_your_writes=options.get("read_your_writes", False),
+    )
 
 
 # ---- Responses
@@ -145,6 +166,14 @@ def search_result(response: pb.SearchResponse) -> t.SearchResult:
     return t.SearchResult(_hits(response.hits), _served_by(response.served_by), _timings(response.timings))
 
 
+def search_batch_result(response: pb.SearchBatchResponse) -> t.SearchBatchResult:
+    results = tuple(
+        from_status(result.error) if result.HasField("error") else _hits(result.hits.hits)
+        for result in response.results
+    )
+    return t.SearchBatchResult(results, _served_by(response.served_by), _timings(response.timings))
+
+
 # ---- Their parts
 
 
@@ -186,14 +215,12 @@ def _item(item: t.Item) -> pb.UpsertItem:
     return message
 
 
-def _query(image: bytes | None, vector: t.Embedding | None, id: str | None) -> pb.Query:
-    if sum(part is not None for part in (image, vector, id)) != 1:
-        raise ValueError("a search needs exactly one of image, vector and id")
-    if image is not None:
-        return pb.Query(image=image)
-    if vector is not None:
-        return pb.Query(vector=_vector(vector))
-    return pb.Query(id=id or "")
+def _query(query: t.Query) -> pb.Query:
+    if query.image is not None:
+        return pb.Query(image=query.image)
+    if query.vector is not None:
+        return pb.Query(vector=_vector(query.vector))
+    return pb.Query(id=query.id or "")
 
 
 def _filter(expression: str, values: t.Attributes) -> pb.Filter:
@@ -215,15 +242,20 @@ def _params(options: t.SearchOptions) -> pb.SearchParams:
         offset=options.get("offset", 0),
         filter=_filter(options.get("filter", ""), options.get("filter_values", {})),
         min_similarity=options.get("min_similarity"),
+        max_similarity=options.get("max_similarity"),
         ef=options.get("ef"),
         exact=options.get("exact", False),
         read_your_writes=options.get("read_your_writes", False),
+        fold_similarity=options.get("fold_similarity"),
         output=_output(options),
     )
 
 
 def _hits(messages: Sequence[pb.Hit]) -> tuple[t.Hit, ...]:
-    return tuple(t.Hit(record(message.record), message.similarity, message.distance) for message in messages)
+    return tuple(
+        t.Hit(record(message.record), message.similarity, message.distance, tuple(message.folded_ids))
+        for message in messages
+    )
 
 
 def _served_by(message: pb.ServedBy) -> t.ServedBy:

@@ -9,6 +9,7 @@ import math
 import struct
 import subprocess
 import sys
+import time
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import pytest
 from PIL import Image
 
 from lookalike import (
+    AsyncClient,
     Client,
     EmbedderClient,
     Embedding,
@@ -28,11 +30,13 @@ from lookalike import (
     IndexType,
     Item,
     LookalikeError,
+    Query,
     UpsertOutcome,
     VectorSpace,
 )
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1 import search_pb2_grpc
+from search_service.settings import SearchSettings
 from workbench.demo_images import DemoImages
 from workbench.services import Services
 
@@ -242,6 +246,132 @@ def test_tenants_see_their_own_rows_only(client: Client) -> None:
         client.delete_collection("shared")
 
 
+# ---- Batches, ranges, folding, scans
+
+
+def test_a_batch_takes_queries_of_all_kinds_and_bad_ones_fail_alone(
+    client: Client, photos: str, demo_images: DemoImages
+) -> None:
+    paths = demo_images.queries[:3]
+    client.upsert(photos, [Item(path.stem, image=path.read_bytes()) for path in paths])
+    [record] = client.get(photos, [paths[1].stem], include_vector=True).records
+    queries = [
+        Query(image=paths[0].read_bytes()),
+        Query(image=b"this is not an image"),
+        Query(vector=record.vector),
+        Query(id=paths[2].stem),
+        Query(id="stranger"),
+        Query(vector=Embedding([1, 2], "another-model")),
+    ]
+    batch = client.search_batch(photos, queries, top_k=2, read_your_writes=True)
+    codes = [result.code if isinstance(result, LookalikeError) else None for result in batch.results]
+    invalid, missing = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+    assert codes == [None, invalid, None, None, missing, grpc.StatusCode.FAILED_PRECONDITION]
+    for position, first in ((0, paths[0].stem), (2, paths[1].stem)):
+        hits = batch.results[position]
+        assert not isinstance(hits, LookalikeError)
+        assert (hits[0].id, len(hits)) == (first, 2)
+    alone = client.search(photos, id=paths[2].stem, top_k=2, read_your_writes=True)
+    assert batch.results[3] == alone.hits
+    assert batch.served_by == alone.served_by
+    assert set(batch.timings) == {"embed", "get", "search", "total"}
+
+
+def test_batches_have_the_limit_that_is_told(client: Client, points: str) -> None:
+    client.upsert(points, [Item("a", vector=point(1, 0, 0, 0))])
+    most = client.describe_collection(points).limits.max_batch_queries
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    full = client.search_batch(points, [Query(vector=point(1, 0, 0, 0))] * most, read_your_writes=True)
+    assert [len(result) for result in full.results if not isinstance(result, LookalikeError)] == [1] * most
+    refused(lambda: client.search_batch(points, [Query(id="a")] * (most + 1)), invalid, f"{most + 1} queries")
+    refused(lambda: client.search_batch(points, []), invalid, "0 queries")
+    refused(lambda: client.search_batch(points, [Query(id="a")], top_k=0), invalid, "top_k is 0")
+    refused(lambda: client.search(points, id="a", max_similarity=-2.0), invalid, "max_similarity is -2")
+    refused(lambda: client.search(points, id="a", max_similarity=0.1, min_similarity=0.2), invalid, "swap")
+
+
+def test_hits_out_of_range_or_folded_make_room_for_others(client: Client, points: str) -> None:
+    def at(degrees: float) -> Embedding:
+        return point(math.cos(math.radians(degrees)), math.sin(math.radians(degrees)), 0, 0)
+
+    def cosine(degrees: float) -> float:
+        return math.cos(math.radians(degrees))
+
+    # Ten scenes, 8 degrees apart, of twelve shots each.
+    items = [Item(f"{8 * n:02d}.{shot:02d}", vector=at(8 * n + shot / 100)) for n in range(10) for shot in range(12)]
+    client.upsert(points, items)
+    folded = client.search(points, vector=at(0), top_k=10, fold_similarity=cosine(2), read_your_writes=True)
+    assert [hit.id for hit in folded.hits] == [f"{8 * n:02d}.00" for n in range(10)]
+    assert folded.hits[0].folded_ids == tuple(f"00.{shot:02d}" for shot in range(1, 12))
+    middle = client.search(
+        points, vector=at(0), top_k=3, max_similarity=cosine(39), fold_similarity=cosine(2), read_your_writes=True
+    )
+    assert [hit.id for hit in middle.hits] == ["40.00", "48.00", "56.00"]
+    ranged = client.search(points, vector=at(0), top_k=100, max_similarity=cosine(71), read_your_writes=True)
+    assert [hit.id for hit in ranged.hits] == [f"72.{shot:02d}" for shot in range(12)]
+    assert ranged.hits[0].folded_ids == ()
+
+
+def test_a_scan_yields_each_row_once_with_what_was_asked_for(client: Client, services: Services, points: str) -> None:
+    items = [
+        Item(f"p{n}", vector=point(1, n, 0, 0), attributes={"n": n, "text": "x" * 10_000}, source=f"/p{n}")
+        for n in range(400)
+    ]
+    client.upsert(points, items)
+    client.upsert(points, [Item(id, vector=point(1, 1, 1, 1)) for id in NASTY_IDS])
+    records = {record.id: record for record in client.scan(points, include_vector=True)}
+    assert records.keys() == {item.id for item in items} | set(NASTY_IDS)
+    assert records["p7"] == dataclasses.replace(client.get(points, ["p7"]).records[0], vector=records["p7"].vector)
+    assert records["p7"].vector is not None
+    some = client.scan(points, filter='attributes["n"] < {n}', filter_values={"n": 3}, attributes=["n"])
+    assert sorted(record.attributes["n"] for record in some) == [0, 1, 2]
+    assert len(list(client.scan(points))) == len(items) + len(NASTY_IDS)
+    with grpc.insecure_channel(services.search.addresses.grpc) as channel:
+        # Within the 4 MiB that gRPC clients take by default.
+        pages = list(search_pb2_grpc.SearchServiceStub(channel).Scan(pb.ScanRequest(collection=points), timeout=30))
+        assert len(pages) > 3
+        assert max(page.ByteSize() for page in pages) < 1.1 * (1 << 20)
+    refused(lambda: list(client.scan("nowhere")), grpc.StatusCode.NOT_FOUND, "nowhere")
+    refused(lambda: list(client.scan(points, filter="nonsense")), grpc.StatusCode.INVALID_ARGUMENT, "nonsense")
+
+
+def test_scans_that_are_left_give_their_places_back(client: Client, points: str) -> None:
+    rows = [Item(f"p{n}", vector=point(1, n, 0, 0), attributes={"text": "x" * 50_000}) for n in range(300)]
+    client.upsert(points, rows)
+    limit = SearchSettings().max_scans
+    scans = [client.scan(points) for _ in range(limit)]
+    for scan in scans:
+        next(scan)
+    refused(lambda: next(client.scan(points)), grpc.StatusCode.RESOURCE_EXHAUSTED, f"{limit} scans")
+    assert client.delete(points, ids=["p0"]) == 1  # readers that pause hold nobody up
+    for scan in scans:
+        scan.close()
+
+    def scanned() -> int | None:
+        try:
+            return sum(1 for _ in client.scan(points))
+        except LookalikeError as error:
+            if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                return None
+            raise
+
+    deadline = time.monotonic() + 10
+    while (count := scanned()) is None:
+        assert time.monotonic() < deadline
+    assert count == len(rows) - 1
+
+
+async def test_the_asyncio_client_batches_and_scans_alike(client: Client, services: Services, points: str) -> None:
+    client.upsert(points, [Item(f"p{n}", vector=point(1, n, 0, 0)) for n in range(20)])
+    queries = [Query(id="p3"), Query(id="nobody"), Query(vector=point(1, 9, 0, 0))]
+    async with AsyncClient(services.search.addresses.grpc) as other:
+        batch = await other.search_batch(points, queries, top_k=3, read_your_writes=True)
+        same = client.search_batch(points, queries, top_k=3, read_your_writes=True)
+        assert [batch.results[0], batch.results[2]] == [same.results[0], same.results[2]]
+        assert isinstance(batch.results[1], LookalikeError)
+        assert {record.id async for record in other.scan(points)} == {f"p{n}" for n in range(20)}
+
+
 # ---- What is refused
 
 
@@ -327,11 +457,6 @@ def test_calls_that_the_server_lacks_are_unimplemented(services: Services) -> No
     with grpc.insecure_channel(services.search.addresses.grpc) as channel:
         stub = search_pb2_grpc.SearchServiceStub(channel)
         calls: list[Callable[[], Any]] = [
-            lambda: stub.Search(
-                pb.SearchRequest(query=pb.Query(id="a"), params=pb.SearchParams(fold_similarity=0.9)), timeout=10
-            ),
-            lambda: stub.SearchBatch(pb.SearchBatchRequest(), timeout=10),
-            lambda: list(stub.Scan(pb.ScanRequest(), timeout=10)),
             lambda: list(stub.UpsertStream(iter([pb.UpsertStreamRequest()]), timeout=10)),
         ]
         for call in calls:

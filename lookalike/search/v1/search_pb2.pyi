@@ -1443,7 +1443,7 @@ class ScanRequest(_message.Message):
     tenant: _builtins.str
     """The tenant, in a multi-tenant collection."""
     read_your_writes: _builtins.bool
-    """Sees every write acknowledged before the call, at the price of time."""
+    """Has no effect: a scan sees every write acknowledged before the call."""
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Which rows to stream."""
@@ -1478,7 +1478,7 @@ class ScanResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]:
-        """Some rows."""
+        """Some rows, of about 1 MiB at most."""
 
     def __init__(
         self,
@@ -1550,7 +1550,9 @@ class SearchParams(_message.Message):
     min_similarity: _builtins.float
     """Lowest cosine similarity of a hit, -1 to 1."""
     max_similarity: _builtins.float
-    """Highest cosine similarity of a hit, -1 to 1."""
+    """Highest cosine similarity of a hit, -1 to 1. There are top_k hits if there are as many in range among the
+    Limits.max_top_k most similar rows: no more are looked at.
+    """
     ef: _builtins.int
     """Candidates that HNSW looks at: more is slower and finds more. At least top_k + offset, or it is raised to that. Unset means
     max(64, 4 (top_k + offset)), with a filter max(256, that).
@@ -1560,7 +1562,10 @@ class SearchParams(_message.Message):
     read_your_writes: _builtins.bool
     """Sees every write acknowledged before the search, at the price of time. Otherwise a write may need seconds to show."""
     fold_similarity: _builtins.float
-    """Folds hits whose similarity to a better hit is at least this into that hit."""
+    """Folds hits whose similarity to a better hit, not folded itself, is at least this into the best such hit. `top_k` and
+    `offset` count the hits that stay, and there are top_k if there are as many among the Limits.max_top_k most similar
+    rows: no more are looked at. -1 to 1.
+    """
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Which rows may be hits."""
@@ -1668,7 +1673,7 @@ class Hit(_message.Message):
 
     @_builtins.property
     def folded_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of the hits that were folded into this one, the best first."""
+        """Ids of the hits that were folded into this one, the best first, as far as rows were looked at to find top_k hits."""
 
     def __init__(
         self,

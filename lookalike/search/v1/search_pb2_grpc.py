@@ -232,7 +232,8 @@ class SearchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Scan(self, request, context):
-        """Streams all rows, or those that a filter selects, in no particular order.
+        """Streams all rows, or those that a filter selects, in no particular order. Each row that is there from before the call
+        until its end comes once; rows written or deleted meanwhile may come or not. A reader that stops reading is dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,7 +82,9 @@ class SearchServiceStub:
     Count: _grpc.UnaryUnaryMultiCallable[_search_pb2.CountRequest, _search_pb2.CountResponse]
     """Counts rows."""
     Scan: _grpc.UnaryStreamMultiCallable[_search_pb2.ScanRequest, _search_pb2.ScanResponse]
-    """Streams all rows, or those that a filter selects, in no particular order."""
+    """Streams all rows, or those that a filter selects, in no particular order. Each row that is there from before the call
+    until its end comes once; rows written or deleted meanwhile may come or not. A reader that stops reading is dropped.
+    """
     Search: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]
     """Finds the stored rows most similar to an image, a vector or a stored row."""
     SearchBatch: _grpc.UnaryUnaryMultiCallable[_search_pb2.SearchBatchRequest, _search_pb2.SearchBatchResponse]
@@ -142,7 +144,9 @@ class SearchServiceAsyncStub(SearchServiceStub):
     Count: _aio.UnaryUnaryMultiCallable[_search_pb2.CountRequest, _search_pb2.CountResponse]  # type: ignore[assignment]
     """Counts rows."""
     Scan: _aio.UnaryStreamMultiCallable[_search_pb2.ScanRequest, _search_pb2.ScanResponse]  # type: ignore[assignment]
-    """Streams all rows, or those that a filter selects, in no particular order."""
+    """Streams all rows, or those that a filter selects, in no particular order. Each row that is there from before the call
+    until its end comes once; rows written or deleted meanwhile may come or not. A reader that stops reading is dropped.
+    """
     Search: _aio.UnaryUnaryMultiCallable[_search_pb2.SearchRequest, _search_pb2.SearchResponse]  # type: ignore[assignment]
     """Finds the stored rows most similar to an image, a vector or a stored row."""
     SearchBatch: _aio.UnaryUnaryMultiCallable[_search_pb2.SearchBatchRequest, _search_pb2.SearchBatchResponse]  # type: ignore[assignment]
@@ -271,7 +275,9 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _search_pb2.ScanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_search_pb2.ScanResponse], _abc.AsyncIterator[_search_pb2.ScanResponse]]:
-        """Streams all rows, or those that a filter selects, in no particular order."""
+        """Streams all rows, or those that a filter selects, in no particular order. Each row that is there from before the call
+        until its end comes once; rows written or deleted meanwhile may come or not. A reader that stops reading is dropped.
+        """
 
     @_abc_1.abstractmethod
     def Search(

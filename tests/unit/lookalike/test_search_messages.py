@@ -227,3 +227,36 @@ def test_missing_ids_are_told():
     result = convert.get_result(pb.GetResponse(records=[pb.Record(id="a")], missing_ids=["b"]))
     assert [record.id for record in result.records] == ["a"]
     assert result.missing_ids == ("b",)
+
+
+def test_a_batch_of_queries_and_its_results_keep_their_order():
+    queries = [t.Query(image=b"jpeg"), t.Query(id=""), t.Query(vector=Embedding([3.0, 4.0], "m1"))]
+    request = convert.search_batch_request(
+        "photos", queries, "me", {"top_k": 3, "max_similarity": 0.9, "fold_similarity": 0.5}
+    )
+    assert [query.WhichOneof("by") for query in request.queries] == ["image", "id", "vector"]
+    assert (request.collection, request.tenant, request.params.top_k) == ("photos", "me", 3)
+    assert request.params.max_similarity == pytest.approx(0.9)
+    assert request.params.fold_similarity == 0.5
+    assert not convert.search_batch_request("photos", queries, "", {}).params.HasField("fold_similarity")
+
+    hit = pb.Hit(record=pb.Record(id="a"), similarity=0.5, distance=1.0, folded_ids=["b", "c"])
+    status = status_pb2.Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="no such row")
+    response = pb.SearchBatchResponse(
+        results=[
+            pb.SearchBatchResult(error=status),
+            pb.SearchBatchResult(hits=pb.HitList(hits=[hit])),
+            pb.SearchBatchResult(hits=pb.HitList()),
+        ]
+    )
+    error, hits, nothing = convert.search_batch_result(response).results
+    assert isinstance(error, LookalikeError)
+    assert error.code is grpc.StatusCode.NOT_FOUND
+    assert [(found.id, found.folded_ids) for found in hits] == [("a", ("b", "c"))]
+    assert nothing == ()
+
+
+@pytest.mark.parametrize("parts", [{}, {"image": b"jpeg", "id": "a"}])
+def test_a_query_is_exactly_one_thing(parts):
+    with pytest.raises(ValueError, match="exactly one of image, vector and id"):
+        t.Query(**parts)

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from milvus_samples import DIMENSION, SPACE, MilvusProcess, free_port, make_rows, unit_vectors, within
+from prometheus_client import REGISTRY
 
 from search_service.filters import Filter
 from search_service.milvus_catalog import MAX_VERSIONS
+from search_service.milvus_rows import stored_bytes
 from search_service.records import OUTPUT_FIELDS, CollectionVersion, Hit, IndexSpec, Row, VectorSpace
 from search_service.store import MilvusStore
 from service_kit.errors import (
@@ -211,6 +213,28 @@ async def test_a_scan_gives_each_row_once_by_id(store: MilvusStore, photos: Coll
     assert [row.id for page in pages for row in page] == sorted(NASTY)
 
 
+async def test_pages_of_a_scan_stay_small_whatever_the_size_of_rows(
+    store: MilvusStore, photos: CollectionVersion
+) -> None:
+    large = {"text": "x" * 60_000}
+    rows = [replace(row, attributes=large if 400 <= i < 700 else {}) for i, row in enumerate(make_rows(2_000))]
+    await store.upsert(photos, SPACE, rows, deadline=within())
+    pages = [page async for page in store.scan(photos, deadline=within())]
+    assert [row.id for page in pages for row in page] == [row.id for row in rows]
+    assert max(sum(map(stored_bytes, page)) for page in pages) < 20 << 20
+    assert len([page async for page in store.scan(photos, output=("vector",), deadline=within())]) == 1
+
+
+async def test_a_scan_that_is_left_lets_writes_through(store: MilvusStore, photos: CollectionVersion) -> None:
+    await store.upsert(photos, SPACE, make_rows(10), deadline=within())
+    scan = store.scan(photos, page_rows=3, deadline=within())
+    assert len(await anext(scan)) == 3
+    assert await store.delete(photos, [row.id for row in make_rows(10)[5:]], deadline=within()) == 5
+    assert sum([len(page) async for page in scan]) == 2
+    with pytest.raises(DeadlineExceeded):
+        await anext(store.scan(photos, page_seconds=-1, deadline=within()))
+
+
 # Search
 
 
@@ -325,6 +349,27 @@ async def test_the_largest_top_k_gives_all_rows(store: MilvusStore, photos: Coll
     await store.upsert(photos, SPACE, make_rows(50), deadline=within())
     (hits,) = await store.search(photos, SPACE, unit_vectors(1), top_k=16384, ef=1, output=(), deadline=within())
     assert len(hits) == 50
+
+
+async def test_searches_at_the_same_time_are_joined_and_give_what_they_give_alone(
+    store: MilvusStore, photos: CollectionVersion
+) -> None:
+    await store.upsert(photos, SPACE, make_rows(200), deadline=within())
+    queries = unit_vectors(40, seed=4)
+
+    async def search(start: int) -> list[Hit]:
+        (hits,) = await store.search(photos, SPACE, queries[start : start + 1], top_k=5, deadline=within())
+        return hits
+
+    def calls() -> float:
+        labels = {"upstream": "milvus", "method": "search", "code": "OK"}
+        return REGISTRY.get_sample_value("search_upstream_requests_total", labels) or 0.0
+
+    alone = [ids(await search(start)) for start in range(40)]
+    before = calls()
+    together = await asyncio.gather(*map(search, range(40)))
+    assert [ids(hits) for hits in together] == alone
+    assert calls() - before <= 2  # those that come before the first has begun go with it
 
 
 @pytest.mark.parametrize(
