@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from search_service import metrics
 from search_service.embedder_client import EmbedderClient
 from search_service.filters import Filter
-from search_service.milvus_rows import check_row
+from search_service.milvus_rows import EncodedRow, check_space, encode_rows
 from search_service.naming import check_id, check_tenant
 from search_service.records import (
     CollectionState,
@@ -60,6 +60,15 @@ class Item:
 
 
 Outcome = Literal["stored", "unchanged", "superseded"] | ServiceError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedUpsert:
+    """Rows ready to be written, and what has become of each item when they are."""
+
+    version: CollectionVersion
+    rows: Sequence[EncodedRow]
+    outcomes: Sequence[Outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +140,31 @@ class SearchService:
         *,
         if_content_changed: bool,
         deadline: float,
-    ) -> list[Outcome]:
+    ) -> Sequence[Outcome]:
         """Stores rows, and returns what became of each.
 
         An item that is wrong, or already an error, fails alone. Of several with one id the last good one is stored.
         """
         self._check_count("items", len(items))
+        conditional = range(len(items)) if if_content_changed else ()
+        upsert = await self.prepare_upsert(collection, tenant, items, if_content_changed=conditional, deadline=deadline)
+        await self.write(upsert, deadline=deadline)
+        return upsert.outcomes
+
+    async def prepare_upsert(
+        self,
+        collection: str,
+        tenant: str,
+        items: Sequence[Item | ServiceError],
+        *,
+        if_content_changed: Container[int],
+        deadline: float,
+    ) -> PreparedUpsert:
+        """Does all of an upsert but the write: looks at what is stored, embeds and encodes.
+
+        Args:
+            if_content_changed: positions of the items that are left alone where nothing has changed.
+        """
         version = await self._store.serving(collection, deadline=deadline)
         check_tenant(tenant, multi_tenant=version.multi_tenant)
         outcomes: dict[int, Outcome] = {}
@@ -149,20 +177,23 @@ class SearchService:
             else:
                 pending[position] = item
         hashes = await asyncio.to_thread(_hashes, pending)
-        if if_content_changed:
-            for position in await self._unchanged(version, tenant, pending, hashes, deadline):
-                outcomes[position] = "unchanged"
-                del pending[position]
+        conditional = {position: hashes[position] for position in hashes if position in if_content_changed}
+        for position in await self._unchanged(version, tenant, pending, conditional, deadline):
+            outcomes[position] = "unchanged"
+            del pending[position]
         vectors = await self._vectors(pending, deadline)
-        rows, faults = await asyncio.to_thread(_rows, version, pending, vectors, hashes)
+        rows, faults = await asyncio.to_thread(_encoded, version, tenant, pending, vectors, hashes)
         outcomes.update(faults)
         # A dict keeps the last of several rows with one id.
-        last = {row.id: position for position, row in rows.items()}
+        last = {pending[position].id: position for position in rows}
+        for position in rows:
+            outcomes[position] = "stored" if last[pending[position].id] == position else "superseded"
         winners = [rows[position] for position in last.values()]
-        await self._store.upsert(version, version.space, winners, tenant=tenant, deadline=deadline)
-        for position, row in rows.items():
-            outcomes[position] = "stored" if last[row.id] == position else "superseded"
-        return [outcomes[position] for position in range(len(items))]
+        return PreparedUpsert(version, winners, [outcomes[position] for position in range(len(items))])
+
+    async def write(self, upsert: PreparedUpsert, *, deadline: float) -> None:
+        """Writes the rows of an upsert; its outcomes are true from then on."""
+        await self._store.write(upsert.version, upsert.rows, deadline=deadline)
 
     async def delete(
         self, collection: str, tenant: str, target: Sequence[str] | Filter | None, *, deadline: float
@@ -300,6 +331,8 @@ class SearchService:
             [items[position].id for position in candidates],
             output=("attributes", "source", "content_sha256"),
             tenant=tenant,
+            # A row that was replaced a moment ago must not be taken for the one that it was before.
+            read_your_writes=True,
             deadline=deadline,
         )
 
@@ -354,13 +387,14 @@ def _hashes(items: Mapping[int, Item]) -> dict[int, str]:
     }
 
 
-def _rows(
+def _encoded(
     version: CollectionVersion,
+    tenant: str,
     items: Mapping[int, Item],
     vectors: Mapping[int, Embedding | ServiceError],
     hashes: Mapping[int, str],
-) -> tuple[dict[int, Row], dict[int, ServiceError]]:
-    """Returns the rows that can be stored, and what is wrong with the others."""
+) -> tuple[dict[int, EncodedRow], dict[int, ServiceError]]:
+    """Returns the rows that can be stored, ready to be written, and what is wrong with the others."""
     rows: dict[int, Row] = {}
     faults: dict[int, ServiceError] = {}
     for position, item in items.items():
@@ -368,11 +402,16 @@ def _rows(
         if isinstance(vector, ServiceError):
             faults[position] = vector
             continue
-        row = Row(item.id, vector.vector, item.attributes, item.source, hashes.get(position, ""))
         try:
-            check_row(version, vector.space, row)
+            check_space(version, vector.space)
         except ServiceError as error:
             faults[position] = error
         else:
-            rows[position] = row
-    return rows, faults
+            rows[position] = Row(item.id, vector.vector, item.attributes, item.source, hashes.get(position, ""))
+    encoded: dict[int, EncodedRow] = {}
+    for position, row in zip(rows, encode_rows(version, tenant, list(rows.values())), strict=True):
+        if isinstance(row, ServiceError):
+            faults[position] = row
+        else:
+            encoded[position] = row
+    return encoded, faults
