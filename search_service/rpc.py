@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -13,8 +16,9 @@ from search_service import convert
 from search_service.milvus_rows import MAX_ATTRIBUTES_BYTES
 from search_service.milvus_schema import MAX_SOURCE_BYTES
 from search_service.naming import MAX_ID_BYTES
-from search_service.service import SearchService
+from search_service.service import Outcome, SearchService
 from search_service.settings import SearchSettings
+from search_service.upsert_stream import StreamedItem, upsert_stream
 from service_kit.errors import InvalidArgument, Unimplemented
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SearchService"].full_name
@@ -25,10 +29,11 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class SearchRpc(search_pb2_grpc.SearchServiceServicer):
     """Serves the contract lookalike.search.v1.SearchService; its .proto file says what each call does."""
 
-    def __init__(self, service: SearchService, settings: SearchSettings, backend: str) -> None:
+    def __init__(self, service: SearchService, settings: SearchSettings, backend: str, draining: asyncio.Event) -> None:
         self._service = service
         self._settings = settings
         self._backend = backend
+        self._draining = draining
 
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: Context
@@ -73,6 +78,23 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
         )
         results = [convert.result_to(item.id, outcome) for item, outcome in zip(request.items, outcomes, strict=True)]
         return pb.UpsertResponse(results=results)
+
+    async def UpsertStream(  # type: ignore[override]  # gRPC takes either form
+        self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Context
+    ) -> None:
+        # A coroutine that writes, instead of a generator: it ends when the call ends, wherever it waits.
+        async def write(item: StreamedItem, outcome: Outcome) -> None:
+            result = convert.result_to(item.id, outcome)
+            await context.write(pb.UpsertStreamResponse(sequence=item.sequence, result=result))
+
+        await upsert_stream(
+            self._service,
+            (convert.streamed_item_from(request) async for request in request_iterator),
+            write,
+            self._settings,
+            deadline=partial(self._deadline, context),
+            draining=self._draining,
+        )
 
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
         rows = await self._service.get(

@@ -158,12 +158,14 @@ class SearchService:
         items: Sequence[Item | ServiceError],
         *,
         if_content_changed: Container[int],
+        patient: bool = False,
         deadline: float,
     ) -> PreparedUpsert:
         """Does all of an upsert but the write: looks at what is stored, embeds and encodes.
 
         Args:
             if_content_changed: positions of the items that are left alone where nothing has changed.
+            patient: waits for room in the embedder instead of being refused.
         """
         version = await self._store.serving(collection, deadline=deadline)
         check_tenant(tenant, multi_tenant=version.multi_tenant)
@@ -181,7 +183,7 @@ class SearchService:
         for position in await self._unchanged(version, tenant, pending, conditional, deadline):
             outcomes[position] = "unchanged"
             del pending[position]
-        vectors = await self._vectors(pending, deadline)
+        vectors = await self._vectors(pending, deadline, patient=patient)
         rows, faults = await asyncio.to_thread(_encoded, version, tenant, pending, vectors, hashes)
         outcomes.update(faults)
         # A dict keeps the last of several rows with one id.
@@ -280,14 +282,18 @@ class SearchService:
 
     # ---- Vectors
 
-    async def _vectors(self, items: Mapping[int, Item], deadline: float) -> dict[int, Embedding | ServiceError]:
+    async def _vectors(
+        self, items: Mapping[int, Item], deadline: float, *, patient: bool
+    ) -> dict[int, Embedding | ServiceError]:
         """Returns each item's vector: the one it brings, or that of its image."""
         images = {position: item.content for position, item in items.items() if isinstance(item.content, bytes)}
         vectors: dict[int, Embedding | ServiceError] = {
             position: item.content for position, item in items.items() if not isinstance(item.content, bytes)
         }
         if images:
-            embedded = await self._embedder.embed(list(images.values()), interactive=False, deadline=deadline)
+            embedded = await self._embedder.embed(
+                list(images.values()), interactive=False, patient=patient, deadline=deadline
+            )
             vectors.update(zip(images, embedded, strict=True))
         return vectors
 

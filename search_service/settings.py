@@ -27,6 +27,8 @@ class SearchSettings(ServerSettings):
     default_timeout: float = setting(30.0, "Deadline, in seconds, of calls that come without one.", min=0.1)
     max_image_bytes: int = setting(16 << 20, "Largest encoded image, in bytes.", min=1)
     max_batch_items: int = setting(512, "Rows in one Upsert, ids in one Get or Delete, at most.", min=1)
+    max_stream_rows: int = setting(384, "Rows of one UpsertStream read and not acknowledged at most.", min=1)
+    max_stream_bytes: int = setting(32 << 20, "Bytes of such rows, from which on no more are read.", min=1 << 10)
     max_top_k: int = setting(1000, "Hits of one search at most, the offset included; Milvus allows 16384.", min=1)
     max_ef: int = setting(4096, "Largest `ef` of a search.", min=1)
     max_filter_bytes: int = setting(16 << 10, "Largest filter, its values included, in bytes.", min=1)

@@ -334,7 +334,6 @@ def test_calls_that_the_server_lacks_are_unimplemented(services: Services) -> No
             ),
             lambda: stub.SearchBatch(pb.SearchBatchRequest(), timeout=10),
             lambda: list(stub.Scan(pb.ScanRequest(), timeout=10)),
-            lambda: list(stub.UpsertStream(iter([pb.UpsertStreamRequest()]), timeout=10)),
         ]
         for call in calls:
             with pytest.raises(grpc.RpcError) as caught:
