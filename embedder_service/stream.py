@@ -12,6 +12,7 @@ from embedder_service.jobs import Outcome
 from embedder_service.lanes import Lane
 from embedder_service.pipeline import Pipeline
 from service_kit.errors import ServiceError, Unavailable
+from service_kit.streams import until
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ async def embed_stream(
     try:
         async with asyncio.TaskGroup() as tasks:
             await free.acquire()
-            async for item in _until(draining, items):
+            async for item in until(draining, items):
                 try:
                     place = await pipeline.place(item.lane, len(item.image), item.deadline)
                 except ServiceError as error:
@@ -82,25 +83,3 @@ async def embed_stream(
 
 def _close(place: ExitStack, _: object) -> None:
     place.close()
-
-
-async def _until(event: asyncio.Event, items: AsyncIterator[Item]) -> AsyncIterator[Item]:
-    """Yields items until they end or the event is set."""
-    stop = asyncio.ensure_future(event.wait())
-    try:
-        while not stop.done():
-            step = asyncio.ensure_future(_next(items))
-            try:
-                await asyncio.wait((stop, step), return_when=asyncio.FIRST_COMPLETED)
-                if step.done():
-                    if (item := step.result()) is None:
-                        return
-                    yield item
-            finally:
-                step.cancel()
-    finally:
-        stop.cancel()
-
-
-async def _next(items: AsyncIterator[Item]) -> Item | None:
-    return await anext(items, None)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import Unpack
 
 import grpc
 
 from lookalike import types as t
 from lookalike._convert import search as convert
-from lookalike.connection import AsyncConnection
+from lookalike.connection import AsyncConnection, aiter_any
 from lookalike.errors import LookalikeError, translated
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
@@ -81,6 +83,33 @@ class AsyncClient(AsyncConnection):
         request = convert.upsert_request(collection, items, if_content_changed, tenant)
         response = await self._call(self._stub.Upsert, request)
         return [convert.upsert_result(message) for message in response.results]
+
+    async def upsert_stream(
+        self,
+        collection: str,
+        items: Iterable[t.Item] | AsyncIterable[t.Item],
+        *,
+        if_content_changed: bool = False,
+        tenant: str = "",
+        timeout: float | None = None,  # noqa: ASYNC109 - the server is told of it
+    ) -> AsyncIterator[t.UpsertResult]:
+        """Stores any number of rows, as `Client.upsert_stream` does; reading the items should not block.
+
+        >>> async for result in client.upsert_stream("photos", items):
+        ...     print(result.id, result.outcome.name, result.error or "")
+        """
+
+        async def requests() -> AsyncIterator[pb.UpsertStreamRequest]:
+            sequence = 0
+            async for item in aiter_any(items):
+                yield convert.upsert_stream_request(collection, sequence, item, if_content_changed, tenant)
+                sequence += 1
+
+        method = partial(self._stub.UpsertStream, timeout=timeout)
+        # Closed with this generator, and not whenever it is collected.
+        async with aclosing(self._stream(method, requests())) as responses:
+            async for response in responses:
+                yield convert.upsert_result(response.result)
 
     async def delete(
         self,

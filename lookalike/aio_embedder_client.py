@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
-from typing import TypeVar
+from contextlib import aclosing
 
 from lookalike import types as t
 from lookalike._convert import embedder as convert
-from lookalike.connection import AsyncConnection
+from lookalike.connection import AsyncConnection, aiter_any
 from lookalike.embedder.v1 import embedder_pb2 as pb
 from lookalike.embedder.v1.embedder_pb2_grpc import EmbedderServiceStub
-from lookalike.errors import LookalikeError, translated
-
-T = TypeVar("T")
+from lookalike.errors import LookalikeError
 
 
 class AsyncEmbedderClient(AsyncConnection):
@@ -62,22 +60,10 @@ class AsyncEmbedderClient(AsyncConnection):
         """
 
         async def requests() -> AsyncIterator[pb.EmbedStreamRequest]:
-            async for item in _aiter(images):
+            async for item in aiter_any(images):
                 yield convert.embed_stream_request(item, priority, self._timeout, expected_fingerprint)
 
-        call = self._stub.EmbedStream(requests())
-        try:
-            with translated():
-                async for response in call:
-                    yield convert.stream_result(response)
-        finally:
-            call.cancel()  # does nothing after the end
-
-
-async def _aiter(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
+        # Closed with this generator, and not whenever it is collected.
+        async with aclosing(self._stream(self._stub.EmbedStream, requests())) as responses:
+            async for response in responses:
+                yield convert.stream_result(response)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Unpack
 
 import grpc
@@ -122,6 +124,39 @@ class Client(Connection):
         request = convert.upsert_request(collection, items, if_content_changed, tenant)
         response = self._call(self._stub.Upsert, request)
         return [convert.upsert_result(message) for message in response.results]
+
+    def upsert_stream(
+        self,
+        collection: str,
+        items: Iterable[t.Item],
+        *,
+        if_content_changed: bool = False,
+        tenant: str = "",
+        timeout: float | None = None,
+    ) -> Iterator[t.UpsertResult]:
+        """Stores any number of rows; yields what became of each, in their order, when the database has acknowledged it.
+
+        Items are asked for, in a thread, only as fast as the service stores them, and only as long as the results are
+        read. An error ends the stream; what had no result by then may or may not be stored: send it again. To stop
+        early, close the generator.
+
+        Args:
+            items: the rows. Of several with the same id the last is stored.
+            if_content_changed: leaves rows alone that hold the same image, attributes and source.
+            timeout: deadline of the whole stream in seconds; the client's holds for single calls.
+
+        >>> for result in client.upsert_stream("photos", (Item(str(p), image=p.read_bytes()) for p in paths)):
+        ...     print(result.id, result.outcome.name, result.error or "")
+        """
+        requests = (
+            convert.upsert_stream_request(collection, sequence, item, if_content_changed, tenant)
+            for sequence, item in enumerate(items)
+        )
+        method = partial(self._stub.UpsertStream, timeout=timeout)
+        # Closed with this generator, and not whenever it is collected.
+        with closing(self._stream(method, requests)) as responses:
+            for response in responses:
+                yield convert.upsert_result(response.result)
 
     def delete(
         self,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from lookalike.channel import connect, connect_aio
-from lookalike.errors import translated
+from lookalike.errors import LookalikeError, translated
+
+T = TypeVar("T")
 
 
 class Connection:
@@ -33,6 +36,28 @@ class Connection:
         with translated():
             return method(request, timeout=self._timeout)
 
+    def _stream(self, method: Callable[..., Any], requests: Iterable[object]) -> Generator[Any]:
+        """Yields the responses of a stream; an error of `requests` itself ends it, and is raised as it is."""
+        broken: list[Exception] = []
+
+        def watched() -> Iterator[object]:
+            try:
+                yield from requests
+            except Exception as error:  # gRPC would make UNKNOWN of it
+                broken.append(error)
+                raise
+
+        call = method(watched())
+        try:
+            with translated():
+                yield from call
+        except LookalikeError:
+            if broken:
+                raise broken[0] from None
+            raise
+        finally:
+            call.cancel()  # does nothing after the end
+
 
 class AsyncConnection:
     """An asyncio client's connection. Belongs to one event loop."""
@@ -56,3 +81,37 @@ class AsyncConnection:
     async def _call(self, method: Callable[..., Any], request: object) -> Any:
         with translated():
             return await method(request, timeout=self._timeout)
+
+    async def _stream(self, method: Callable[..., Any], requests: AsyncIterable[object]) -> AsyncGenerator[Any]:
+        """Yields the responses of a stream; an error of `requests` itself ends it, and is raised as it is."""
+        broken: list[Exception] = []
+
+        async def watched() -> AsyncIterator[object]:
+            try:
+                async for request in requests:
+                    yield request
+            except Exception as error:  # gRPC would make a cancellation of it
+                broken.append(error)
+                raise
+
+        call = method(watched())
+        try:
+            with translated():
+                async for response in call:
+                    yield response
+        except (LookalikeError, asyncio.CancelledError):
+            if broken:
+                raise broken[0] from None
+            raise
+        finally:
+            call.cancel()  # does nothing after the end
+
+
+async def aiter_any(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    """Iterates over items of either kind."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 
 from lookalike import types as t
 from lookalike._convert import embedder as convert
 from lookalike.connection import Connection
 from lookalike.embedder.v1 import embedder_pb2 as pb
 from lookalike.embedder.v1.embedder_pb2_grpc import EmbedderServiceStub
-from lookalike.errors import LookalikeError, translated
+from lookalike.errors import LookalikeError
 
 
 class EmbedderClient(Connection):
@@ -73,10 +74,6 @@ class EmbedderClient(Connection):
         requests = (
             convert.embed_stream_request(item, priority, self._timeout, expected_fingerprint) for item in images
         )
-        call = self._stub.EmbedStream(requests)
-        try:
-            with translated():
-                for response in call:
-                    yield convert.stream_result(response)
-        finally:
-            call.cancel()  # does nothing after the end
+        # Closed with this generator, and not whenever it is collected.
+        with closing(self._stream(self._stub.EmbedStream, requests)) as responses:
+            yield from map(convert.stream_result, responses)

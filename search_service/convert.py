@@ -27,6 +27,7 @@ from search_service.records import (
     VersionState,
 )
 from search_service.searcher import DEFAULT_TOP_K, Query, SearchParams, SearchResult, StoredId
+from search_service.upsert_stream import StreamedItem
 from search_service.writes import Item, Outcome
 from service_kit.errors import InvalidArgument, ServiceError, Unimplemented
 from service_kit.status import to_status
@@ -73,6 +74,19 @@ def item_from(message: pb.UpsertItem) -> Item | InvalidArgument:
         case _:
             return InvalidArgument(f"item {message.id!r} has no content: set image or vector")
     return Item(message.id, content, from_fields(message.attributes), message.source)
+
+
+def streamed_item_from(message: pb.UpsertStreamRequest) -> StreamedItem:
+    """Returns a message of a stream."""
+    return StreamedItem(
+        message.collection,
+        message.tenant,
+        message.sequence,
+        message.item.id,
+        item_from(message.item),
+        message.if_content_changed,
+        message.ByteSize(),
+    )
 
 
 def query_from(message: pb.Query) -> Query | InvalidArgument:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from search_service.metrics import upstream
 from search_service.records import Embedding, VectorSpace
 from service_kit import calls, tracing
-from service_kit.errors import DeadlineExceeded, InvalidArgument, ServiceError
+from service_kit.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, ServiceError
 from service_kit.status import from_rpc_error, from_status
 
 _SERVICE: str = embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name
@@ -40,11 +41,12 @@ class EmbedderClient:
         return VectorSpace(model.fingerprint, model.dimension)
 
     async def embed(
-        self, images: Sequence[bytes], *, interactive: bool, deadline: float
+        self, images: Sequence[bytes], *, interactive: bool, patient: bool = False, deadline: float
     ) -> list[Embedding | ServiceError]:
         """Embeds encoded images before `deadline` (of time.monotonic).
 
-        Interactive images go before others in the embedder's queue.
+        Interactive images go before others in the embedder's queue. With `patient`, a full queue is asked again when it
+        says so, instead of raising ResourceExhausted.
 
         Returns:
             for each image, in order: its embedding, or why it has none.
@@ -56,9 +58,23 @@ class EmbedderClient:
         for start in range(0, len(images), self._batch_limit):
             batch = images[start : start + self._batch_limit]
             request = embedder_pb2.EmbedBatchRequest(images=batch, priority=priority)
-            reply = await self._call("EmbedBatch", self._stub.EmbedBatch, request, deadline)
+            reply = await self._embed_batch(request, deadline, patient=patient)
             outcomes += [_outcome(result, reply.model_fingerprint) for result in reply.results]
         return outcomes
+
+    async def _embed_batch(
+        self, request: embedder_pb2.EmbedBatchRequest, deadline: float, *, patient: bool
+    ) -> embedder_pb2.EmbedBatchResponse:
+        while True:
+            try:
+                reply: embedder_pb2.EmbedBatchResponse = await self._call(
+                    "EmbedBatch", self._stub.EmbedBatch, request, deadline
+                )
+                return reply
+            except ResourceExhausted as busy:
+                if not patient or busy.retry_after is None or time.monotonic() + busy.retry_after >= deadline:
+                    raise
+                await asyncio.sleep(busy.retry_after)
 
     async def _get_model(self, deadline: float) -> embedder_pb2.GetModelResponse:
         request = embedder_pb2.GetModelRequest()

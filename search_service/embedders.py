@@ -39,7 +39,13 @@ class Embedders:
         return await self._find(space, deadline) is not None
 
     async def embed(
-        self, version: CollectionVersion, images: Sequence[bytes], *, interactive: bool, deadline: float
+        self,
+        version: CollectionVersion,
+        images: Sequence[bytes],
+        *,
+        interactive: bool,
+        patient: bool = False,
+        deadline: float,
     ) -> list[Embedding | ServiceError]:
         """Embeds encoded images for a version of a collection, as `EmbedderClient.embed` does.
 
@@ -49,7 +55,7 @@ class Embedders:
         client = await self._find(version.space, deadline)
         if client is None:
             raise self._missing(version)
-        vectors = await client.embed(images, interactive=interactive, deadline=deadline)
+        vectors = await client.embed(images, interactive=interactive, patient=patient, deadline=deadline)
         if any(isinstance(vector, Embedding) and vector.space != version.space for vector in vectors):
             # It was started again with another model. Whoever compares the spaces refuses these vectors.
             self._spaces.pop(client, None)

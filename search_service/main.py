@@ -31,8 +31,7 @@ async def serve(settings: SearchSettings) -> int:
     async with store, aclosing(Embedders(clients)) as embedders:
         service = SearchService(store, embedders, settings)
         server = Server(settings)
-        # What the class lacks of the contract, its generated base answers with UNIMPLEMENTED.
-        rpc = SearchRpc(service, settings, store.backend)  # type: ignore[abstract]
+        rpc = SearchRpc(service, settings, store.backend, server.draining)
         search_pb2_grpc.add_SearchServiceServicer_to_server(rpc, server.grpc)
         return await server.run((SERVICE_NAME,), service.check)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from search_service.milvus_schema import MAX_SOURCE_BYTES, MAX_TEXT_BYTES
 from search_service.naming import check_id, primary_key, row_id_of
 from search_service.records import CollectionVersion, OutputField, Row, StoredRow, Vector, VectorSpace
 from service_kit.errors import FailedPrecondition, InvalidArgument
+
+EncodedRow: TypeAlias = Mapping[str, Any]  # by Milvus' names of the fields
 
 MAX_ATTRIBUTES_BYTES = 64 << 10
 # What a row takes besides its vector, attributes and texts, at most.
@@ -40,48 +44,35 @@ def unit_vectors(vectors: Vector, dimension: int) -> Vector:
     array = np.asarray(vectors, dtype=np.float32)
     if array.ndim != 2 or array.shape[1] != dimension:
         raise InvalidArgument(f"vectors have shape {list(array.shape)}, but the collection needs [N, {dimension}]")
-    # A sum is finite only if all its terms are, and zero only (of squares) if all are.
-    squares = np.einsum("nd,nd->n", array, array, dtype=np.float64)
-    if not np.isfinite(squares).all():
-        raise InvalidArgument(f"vector {_first(~np.isfinite(squares))} holds NaN or infinity: send finite numbers")
-    if not squares.all():
-        raise InvalidArgument(f"vector {_first(squares == 0)} is zero, and has no direction to compare: send another")
-    unit: Vector = (array / np.sqrt(squares)[:, np.newaxis]).astype(np.float32)
+    unit, squares = _scaled(array)
+    for index in np.flatnonzero(~_usable(squares)):
+        raise _no_direction(f"vector {index}", squares[index])
     return unit
 
 
-def check_row(version: CollectionVersion, space: VectorSpace, row: Row) -> None:
-    """Raise FailedPrecondition or InvalidArgument unless `row`, whose vector is of `space`, can be stored."""
-    check_space(version, space)
-    encode_rows(version, "", [row], 0)
+def encode_rows(
+    version: CollectionVersion, tenant: str, rows: Sequence[Row], updated_ms: int
+) -> list[EncodedRow | InvalidArgument]:
+    """Each row as `MilvusClient.upsert` takes it, every field set; or what is wrong with it.
 
-
-def encode_rows(version: CollectionVersion, tenant: str, rows: Sequence[Row], updated_ms: int) -> list[dict[str, Any]]:
-    """The rows for `MilvusClient.upsert`, every field set.
-
-    Raises:
-        InvalidArgument: naming the row and what is wrong with it. Nothing is to be written then.
+    The vectors are of the version's space, see `check_space`.
     """
-    if len({row.id for row in rows}) < len(rows):
-        # Which one would win differs between Milvus Lite and the server.
-        raise InvalidArgument("an id occurs twice in one upsert: send each id once")
-    vectors = unit_vectors(_stacked(rows, version.space.dimension), version.space.dimension)
-    return [
-        {
-            "id": primary_key(check_id(row.id), tenant),
-            "tenant": tenant,
-            "model_fp": version.space.fingerprint,
-            "content_sha256": _text(row, "content_sha256", row.content_sha256, MAX_TEXT_BYTES),
-            "source": _text(row, "source", row.source, MAX_SOURCE_BYTES),
-            "updated_ms": updated_ms,
-            "attributes": _attributes(row),
-            "vector": vector,
-        }
-        for row, vector in zip(rows, vectors, strict=True)
-    ]
+    dimension = version.space.dimension
+    vectors = np.zeros((len(rows), dimension), dtype=np.float32)
+    for vector, row in zip(vectors, rows, strict=True):
+        if row.vector.shape == vector.shape:
+            vector[:] = row.vector
+    unit, squares = _scaled(vectors)
+    encoded: list[EncodedRow | InvalidArgument] = []
+    for row, vector, square in zip(rows, unit, squares.tolist(), strict=True):
+        try:
+            encoded.append(_encode_row(version, tenant, row, vector, square, updated_ms))
+        except InvalidArgument as error:
+            encoded.append(error)
+    return encoded
 
 
-def encoded_bytes(row: Mapping[str, Any]) -> int:
+def encoded_bytes(row: EncodedRow) -> int:
     """About how many bytes an encoded row takes in a message. Never less."""
     texts = sum(len(row[name].encode()) for name in ("id", "source", "attributes"))
     return int(row["vector"].nbytes) + texts + _ROW_OVERHEAD_BYTES
@@ -113,14 +104,44 @@ def decode_row(version: CollectionVersion, entity: Mapping[str, Any], output: Se
     return StoredRow(id=row_id_of(entity["id"], multi_tenant=version.multi_tenant), **values)
 
 
-def _stacked(rows: Sequence[Row], dimension: int) -> Vector:
-    for row in rows:
-        if row.vector.shape != (dimension,):
-            shape = list(row.vector.shape)
-            raise InvalidArgument(
-                f"the vector of id {row.id!r} has shape {shape}, but the collection needs [{dimension}]"
-            )
-    return np.stack([row.vector for row in rows])
+def _encode_row(
+    version: CollectionVersion, tenant: str, row: Row, unit: Vector, square: float, updated_ms: int
+) -> EncodedRow:
+    key = primary_key(check_id(row.id), tenant)
+    if row.vector.shape != unit.shape:
+        given, needed = list(row.vector.shape), list(unit.shape)
+        raise InvalidArgument(f"the vector of id {row.id!r} has shape {given}, but the collection needs {needed}")
+    if not _usable(square):
+        raise _no_direction(f"the vector of id {row.id!r}", square)
+    return {
+        "id": key,
+        "tenant": tenant,
+        "model_fp": version.space.fingerprint,
+        "content_sha256": _text(row, "content_sha256", row.content_sha256, MAX_TEXT_BYTES),
+        "source": _text(row, "source", row.source, MAX_SOURCE_BYTES),
+        "updated_ms": updated_ms,
+        "attributes": _attributes(row),
+        "vector": unit,
+    }
+
+
+def _scaled(array: Vector) -> tuple[Vector, NDArray[np.float64]]:
+    """The vectors scaled to length 1 where they have a direction, and the squares of their lengths."""
+    squares = np.einsum("nd,nd->n", array, array, dtype=np.float64)
+    lengths = np.sqrt(np.where(_usable(squares), squares, 1.0))
+    unit: Vector = (array / lengths[:, np.newaxis]).astype(np.float32)
+    return unit, squares
+
+
+def _usable(squares: Any) -> Any:
+    # A sum is finite only if all its terms are, and zero only (of squares) if all are.
+    return (squares > 0) & (squares < math.inf)
+
+
+def _no_direction(what: str, square: float) -> InvalidArgument:
+    if square == 0:
+        return InvalidArgument(f"{what} is zero, and has no direction to compare: send another")
+    return InvalidArgument(f"{what} holds NaN or infinity: send finite numbers")
 
 
 def _attributes(row: Row) -> str:
@@ -147,7 +168,3 @@ def _text(row: Row, name: str, text: str, max_bytes: int) -> str:
     if size > max_bytes:
         raise InvalidArgument(f"the {name} of id {row.id!r} has {size} bytes, more than {max_bytes}: shorten it")
     return text
-
-
-def _first(mask: Any) -> int:
-    return int(np.flatnonzero(mask)[0])

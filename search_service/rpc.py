@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -20,6 +21,8 @@ from search_service.naming import MAX_ID_BYTES
 from search_service.records import StoredRow
 from search_service.service import SearchService
 from search_service.settings import SearchSettings
+from search_service.upsert_stream import StreamedItem, upsert_stream
+from search_service.writes import Outcome
 from service_kit.errors import DeadlineExceeded, InvalidArgument
 
 _SCAN_ROWS = 500  # turned into messages at a time
@@ -31,10 +34,11 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class SearchRpc(search_pb2_grpc.SearchServiceServicer):
     """Serves the contract lookalike.search.v1.SearchService; its .proto file says what each call does."""
 
-    def __init__(self, service: SearchService, settings: SearchSettings, backend: str) -> None:
+    def __init__(self, service: SearchService, settings: SearchSettings, backend: str, draining: asyncio.Event) -> None:
         self._service = service
         self._settings = settings
         self._backend = backend
+        self._draining = draining
 
     async def CreateCollection(
         self, request: pb.CreateCollectionRequest, context: Context
@@ -96,6 +100,23 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
         )
         results = [convert.result_to(item.id, outcome) for item, outcome in zip(request.items, outcomes, strict=True)]
         return pb.UpsertResponse(results=results)
+
+    async def UpsertStream(  # type: ignore[override]  # gRPC takes either form
+        self, request_iterator: AsyncIterator[pb.UpsertStreamRequest], context: Context
+    ) -> None:
+        # A coroutine that writes, instead of a generator: it ends when the call ends, wherever it waits.
+        async def write(item: StreamedItem, outcome: Outcome) -> None:
+            result = convert.result_to(item.id, outcome)
+            await context.write(pb.UpsertStreamResponse(sequence=item.sequence, result=result))
+
+        await upsert_stream(
+            self._service,
+            (convert.streamed_item_from(request) async for request in request_iterator),
+            write,
+            self._settings,
+            deadline=partial(self._deadline, context),
+            draining=self._draining,
+        )
 
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
         rows = await self._service.get(

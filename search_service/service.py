@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Container, Sequence
 from contextlib import aclosing
 
 from search_service import metrics
@@ -15,7 +15,7 @@ from search_service.records import CollectionState, IndexSpec, OutputField, Stor
 from search_service.searcher import Query, Searcher, SearchParams, SearchResult
 from search_service.settings import SearchSettings
 from search_service.store import MilvusStore
-from search_service.writes import Item, Outcome, Writer
+from search_service.writes import Item, Outcome, PreparedUpsert, Writer
 from service_kit.errors import InvalidArgument, ResourceExhausted, ServiceError
 
 _CHECK_TIMEOUT = 10.0  # seconds
@@ -90,20 +90,42 @@ class SearchService:
         *,
         if_content_changed: bool,
         deadline: float,
-    ) -> list[Outcome]:
+    ) -> Sequence[Outcome]:
         """Stores rows, and returns what became of each.
 
         An item that is wrong, or already an error, fails alone. Of several with one id the last good one is stored.
         What is stored is in every version of the collection, as `search_service.writes` tells.
         """
         self._check_count("items", len(items))
-        return await self._writer.upsert(
-            collection,
-            tenant,
-            [item if isinstance(item, ServiceError) else self._fault(item) or item for item in items],
-            if_content_changed=if_content_changed,
-            deadline=deadline,
+        conditional = range(len(items)) if if_content_changed else ()
+        upsert = await self.prepare_upsert(collection, tenant, items, if_content_changed=conditional, deadline=deadline)
+        await self.write(upsert, deadline=deadline)
+        return upsert.outcomes
+
+    async def prepare_upsert(
+        self,
+        collection: str,
+        tenant: str,
+        items: Sequence[Item | ServiceError],
+        *,
+        if_content_changed: Container[int],
+        patient: bool = False,
+        deadline: float,
+    ) -> PreparedUpsert:
+        """Does all of an upsert but the write: looks at what is stored, embeds and encodes.
+
+        Args:
+            if_content_changed: positions of the items that are left alone where nothing has changed.
+            patient: waits for room in the embedder instead of being refused.
+        """
+        checked = [item if isinstance(item, ServiceError) else self._fault(item) or item for item in items]
+        return await self._writer.prepare(
+            collection, tenant, checked, if_content_changed=if_content_changed, patient=patient, deadline=deadline
         )
+
+    async def write(self, upsert: PreparedUpsert, *, deadline: float) -> None:
+        """Writes the rows of an upsert; its outcomes are true from then on."""
+        await self._writer.write(upsert, deadline=deadline)
 
     async def delete(
         self, collection: str, tenant: str, target: Sequence[str] | Filter | None, *, deadline: float

@@ -31,6 +31,8 @@ class SearchSettings(ServerSettings):
     max_batch_items: int = setting(512, "Rows in one Upsert, ids in one Get or Delete, at most.", min=1)
     max_batch_queries: int = setting(64, "Queries in one SearchBatch at most; Milvus takes 1024 at a time.", min=1)
     max_scans: int = setting(8, "Scans in progress at most; others get RESOURCE_EXHAUSTED.", min=1)
+    max_stream_rows: int = setting(384, "Rows of one UpsertStream read and not acknowledged at most.", min=1)
+    max_stream_bytes: int = setting(32 << 20, "Bytes of such rows, from which on no more are read.", min=1 << 10)
     max_top_k: int = setting(1000, "Hits of one search at most, the offset included; Milvus allows 16384.", min=1)
     max_ef: int = setting(4096, "Largest `ef` of a search.", min=1)
     max_filter_bytes: int = setting(16 << 10, "Largest filter, its values included, in bytes.", min=1)

@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from search_service.milvus_catalog import MAX_EF, Catalog
 from search_service.milvus_connection import MilvusConnection
 from search_service.milvus_exact import Nearest
 from search_service.milvus_joined import Joiner
+from search_service.milvus_rows import EncodedRow
 from search_service.naming import check_id, check_tenant, primary_key
 from search_service.records import (
     ALL_BUT_VECTOR,
@@ -177,13 +178,22 @@ class MilvusStore(Catalog):
         """
         milvus_rows.check_space(version, space)
         check_tenant(tenant, multi_tenant=version.multi_tenant)
-        if not rows:
-            return 0
         updated_ms = time.time_ns() // 1_000_000 if updated_ms is None else updated_ms
-        encoded = await asyncio.to_thread(milvus_rows.encode_rows, version, tenant, rows, updated_ms)
-        for batch in _batches(encoded):
+        encoded: list[EncodedRow] = []
+        for row in await asyncio.to_thread(milvus_rows.encode_rows, version, tenant, rows, updated_ms):
+            if isinstance(row, InvalidArgument):
+                raise row
+            encoded.append(row)
+        return await self.write(version, encoded, deadline=deadline)
+
+    async def write(self, version: CollectionVersion, rows: Sequence[EncodedRow], *, deadline: float) -> int:
+        """Write rows that `milvus_rows.encode_rows` made for this version; the rest is as with `upsert`."""
+        if len({row["id"] for row in rows}) < len(rows):
+            # Which one would win differs between Milvus Lite and the server.
+            raise InvalidArgument("an id occurs twice in one upsert: send each id once")
+        for batch in _batches(rows):
             await self._access.write(version.physical_name, "upsert", milvus_calls.upsert(version, batch), deadline)
-        return len(encoded)
+        return len(rows)
 
     async def delete(self, version: CollectionVersion, ids: Sequence[str], *, tenant: str = "", deadline: float) -> int:
         """Delete rows by id. Returns how many there were: ids that do not exist are no error."""
@@ -396,9 +406,9 @@ def _keys(version: CollectionVersion, ids: Sequence[str], tenant: str) -> Iterat
         yield keys[start : start + _IDS_PER_EXPRESSION]
 
 
-def _batches(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+def _batches(rows: Sequence[EncodedRow]) -> Iterator[list[EncodedRow]]:
     """The encoded rows, in parts that Milvus takes in one message."""
-    batch: list[Mapping[str, Any]] = []
+    batch: list[EncodedRow] = []
     size = 0
     for row in rows:
         row_bytes = milvus_rows.encoded_bytes(row)
@@ -407,7 +417,8 @@ def _batches(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, An
             batch, size = [], 0
         batch.append(row)
         size += row_bytes
-    yield batch
+    if batch:
+        yield batch
 
 
 def _consistency(read_your_writes: bool) -> Consistency:

@@ -21,7 +21,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -29,7 +29,7 @@ from weakref import WeakValueDictionary
 
 from search_service.embedders import Embedders
 from search_service.filters import Filter
-from search_service.milvus_rows import check_row
+from search_service.milvus_rows import EncodedRow, check_space, encode_rows
 from search_service.naming import check_tenant
 from search_service.records import CollectionVersion, Embedding, LiveVersions, Row, VectorSpace
 from search_service.store import MilvusStore
@@ -59,42 +59,46 @@ class Writer:
         self._embedders = embedders
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def upsert(
+    async def prepare(
         self,
         collection: str,
         tenant: str,
         items: Sequence[Item | ServiceError],
         *,
-        if_content_changed: bool,
+        if_content_changed: Container[int] = (),
+        patient: bool = False,
         deadline: float,
-    ) -> list[Outcome]:
-        """Stores rows, and returns what became of each; items that are errors already stay what they are.
+    ) -> PreparedUpsert:
+        """Does all of an upsert but the write; items that are errors already stay what they are.
 
-        A call that fails, with any error, may have written rows in some of the versions: the same again completes it.
+        Args:
+            if_content_changed: positions of the items that are left alone where nothing has changed.
+            patient: waits for room in the embedder instead of being refused.
         """
-        outcomes: dict[int, Outcome] = {n: item for n, item in enumerate(items) if isinstance(item, ServiceError)}
-        good = {n: item for n, item in enumerate(items) if isinstance(item, Item)}
-        upsert = _Upsert(self._store, self._embedders, tenant, good, if_content_changed, deadline)
+        upsert = PreparedUpsert(self._store, self._embedders, tenant, items, if_content_changed, patient)
+        live = await self._store.live(collection, deadline=deadline)
+        try:
+            await upsert.plan(live, deadline)
+        except NotFound:  # a version has been deleted meanwhile, or the collection
+            await upsert.plan(await self._store.live(collection, fresh=True, deadline=deadline), deadline)
+        return upsert
 
-        async def write(live: LiveVersions) -> Mapping[int, Outcome]:
-            check_tenant(tenant, multi_tenant=live.serving.multi_tenant)
-            rows, found = await upsert.plan(live)
+    async def write(self, upsert: PreparedUpsert, *, deadline: float) -> None:
+        """Writes the rows of an upsert; its outcomes are true from then on.
+
+        Where it fails, with any error, rows may be written in some of the versions: the same again completes it.
+        """
+
+        async def write(live: LiveVersions) -> None:
+            if live != upsert.live:
+                await upsert.plan(live, deadline)
 
             async def write_to(version: CollectionVersion) -> None:
-                await self._store.upsert(
-                    version,
-                    version.space,
-                    rows[version],
-                    tenant=tenant,
-                    updated_ms=upsert.updated_ms,
-                    deadline=deadline,
-                )
+                await self._store.write(version, upsert.rows[version], deadline=deadline)
 
             await self._in_all(live, write_to, deadline)
-            return found
 
-        outcomes.update(await self._settled(collection, write, deadline))
-        return [outcomes[n] for n in range(len(items))]
+        await self._settled(upsert.live.serving.collection, write, deadline)
 
     async def delete(self, collection: str, tenant: str, target: Sequence[str] | Filter, *, deadline: float) -> int:
         """Deletes rows by id or filter, and returns how many there were in the version that serves."""
@@ -156,62 +160,75 @@ class Writer:
             turn.release()
 
 
-class _Upsert:
-    """The items of one upsert, and what has been found out about them; positions in the request stand for them."""
+class PreparedUpsert:
+    """The items of one upsert, and what has been found out about them; positions in the request stand for them.
+
+    `outcomes` are what becomes of the items, in their order, when the `rows` are written in the versions `live`.
+    """
+
+    live: LiveVersions
+    rows: Mapping[CollectionVersion, Sequence[EncodedRow]]
+    outcomes: Sequence[Outcome]
 
     def __init__(
         self,
         store: MilvusStore,
         embedders: Embedders,
         tenant: str,
-        items: Mapping[int, Item],
-        if_content_changed: bool,
-        deadline: float,
+        items: Sequence[Item | ServiceError],
+        if_content_changed: Container[int],
+        patient: bool,
     ) -> None:
-        self.updated_ms = time.time_ns() // 1_000_000  # the same in all versions
         self._store = store
         self._embedders = embedders
         self._tenant = tenant
-        self._items = items
-        self._deadline = deadline
-        self._images = {n: item.content for n, item in items.items() if isinstance(item.content, bytes)}
+        self._patient = patient
+        self._updated_ms = time.time_ns() // 1_000_000  # the same in all versions
+        self._faulty = {n: item for n, item in enumerate(items) if isinstance(item, ServiceError)}
+        self._items = {n: item for n, item in enumerate(items) if isinstance(item, Item)}
+        self._images = {n: item.content for n, item in self._items.items() if isinstance(item.content, bytes)}
         self._hashes: Mapping[int, str] | None = None
         self._vectors: dict[VectorSpace, dict[int, Embedding | ServiceError]] = {}
-        occurrences = Counter(item.id for item in items.values())
+        occurrences = Counter(item.id for item in self._items.values())
         # Among several with one id the last one wins, whatever is stored now.
-        self._unchanged = [n for n in self._images if if_content_changed and occurrences[items[n].id] == 1]
+        self._unchanged = [n for n in self._images if n in if_content_changed and occurrences[self._items[n].id] == 1]
 
-    async def plan(self, live: LiveVersions) -> tuple[dict[CollectionVersion, list[Row]], dict[int, Outcome]]:
-        """Returns the rows for each version, and what becomes of each item when they are written.
-
-        An item that cannot go where it has to go goes nowhere.
-        """
+    async def plan(self, live: LiveVersions, deadline: float) -> None:
+        """Finds out which rows go to each version. An item that cannot go where it has to go goes nowhere."""
+        check_tenant(self._tenant, multi_tenant=live.serving.multi_tenant)
         if self._hashes is None:
             self._hashes = await asyncio.to_thread(_hashes, self._images)
-        versions = [version for version in live.all if await self._takes_images(live, version)]
+        versions = [version for version in live.all if await self._takes_images(live, version, deadline)]
         for version in versions:
-            self._unchanged = await self._unchanged_in(version, self._hashes)
+            self._unchanged = await self._unchanged_in(version, self._hashes, deadline)
         unchanged = set(self._unchanged)
         changed = {n: item for n, item in self._items.items() if n not in unchanged}
         spaces = {version.space: version for version in versions}
-        await _all(self._embed(version, changed) for version in spaces.values())
-        rows, faults = await asyncio.to_thread(
-            _rows, live, {version: self._vectors.get(version.space, {}) for version in versions}, changed, self._hashes
-        )
+        await _all(self._embed(version, changed, deadline) for version in spaces.values())
+        vectors = {version: self._vectors.get(version.space, {}) for version in versions}
+        rows: dict[CollectionVersion, Mapping[int, EncodedRow]] = {}
+        faults = dict(self._faulty)
+        for version in live.all:
+            rows[version], wrong = await asyncio.to_thread(
+                self._encoded, live, version, changed, vectors.get(version, {})
+            )
+            faults = {**wrong, **faults}
         # A dict keeps the last of several with one id.
         last = {item.id: n for n, item in changed.items() if n not in faults}
         outcomes: dict[int, Outcome] = {**faults, **dict.fromkeys(unchanged, "unchanged")}
         for n in changed.keys() - faults.keys():
             outcomes[n] = "stored" if last[changed[n].id] == n else "superseded"
-        return {each: [of[n] for n in last.values() if n in of] for each, of in rows.items()}, outcomes
+        self.live = live
+        self.rows = {each: [of[n] for n in last.values() if n in of] for each, of in rows.items()}
+        self.outcomes = [outcomes[n] for n in range(len(outcomes))]
 
-    async def _takes_images(self, live: LiveVersions, version: CollectionVersion) -> bool:
+    async def _takes_images(self, live: LiveVersions, version: CollectionVersion, deadline: float) -> bool:
         """Whether images have to go to a version."""
         if not self._images or live.role(version) != "retired":
             return True
-        return await self._embedders.serve(version.space, self._deadline)
+        return await self._embedders.serve(version.space, deadline)
 
-    async def _unchanged_in(self, version: CollectionVersion, hashes: Mapping[int, str]) -> list[int]:
+    async def _unchanged_in(self, version: CollectionVersion, hashes: Mapping[int, str], deadline: float) -> list[int]:
         """Returns which of the images unchanged so far a version has too, with the same attributes and source."""
         if not self._unchanged:
             return []
@@ -222,7 +239,7 @@ class _Upsert:
             tenant=self._tenant,
             # A row that was replaced or deleted a moment ago must not pass for what is there.
             read_your_writes=True,
-            deadline=self._deadline,
+            deadline=deadline,
         )
 
         def same(n: int) -> bool:
@@ -234,7 +251,7 @@ class _Upsert:
 
         return [n for n in self._unchanged if same(n)]
 
-    async def _embed(self, version: CollectionVersion, changed: Mapping[int, Item]) -> None:
+    async def _embed(self, version: CollectionVersion, changed: Mapping[int, Item], deadline: float) -> None:
         """Makes the vectors of the images in a version's space, as far as there are none yet."""
         vectors = self._vectors.setdefault(version.space, {})
         images = {n: image for n, image in self._images.items() if n in changed and n not in vectors}
@@ -242,42 +259,49 @@ class _Upsert:
             return
         try:
             embedded = await self._embedders.embed(
-                version, list(images.values()), interactive=False, deadline=self._deadline
+                version, list(images.values()), interactive=False, patient=self._patient, deadline=deadline
             )
         except FailedPrecondition as error:  # no embedder has that model: the other items need none
             vectors.update(dict.fromkeys(images, error))
         else:
             vectors.update(zip(images, embedded, strict=True))
 
+    def _encoded(
+        self,
+        live: LiveVersions,
+        version: CollectionVersion,
+        items: Mapping[int, Item],
+        embedded: Mapping[int, Embedding | ServiceError],
+    ) -> tuple[Mapping[int, EncodedRow], Mapping[int, ServiceError]]:
+        """Returns the rows for a version, and what is wrong with the items that cannot go there but have to.
+
+        Args:
+            embedded: the vectors of the images, if the version takes images.
+        """
+        hashes = self._hashes or {}
+        found: dict[int, Row] = {}
+        faults: dict[int, ServiceError] = {}
+        for n, item in items.items():
+            try:
+                if (vector := _vector(live, version, item, embedded.get(n))) is not None:
+                    check_space(version, vector.space)
+                    found[n] = Row(item.id, vector.vector, item.attributes, item.source, hashes.get(n, ""))
+            except ServiceError as error:
+                faults[n] = error
+        rows: dict[int, EncodedRow] = {}
+        for n, row in zip(
+            found, encode_rows(version, self._tenant, list(found.values()), self._updated_ms), strict=True
+        ):
+            if isinstance(row, ServiceError):
+                faults[n] = row
+            else:
+                rows[n] = row
+        return rows, faults
+
 
 def _hashes(images: Mapping[int, bytes]) -> dict[int, str]:
     """Returns the SHA-256 of each image, in hex."""
     return {n: hashlib.sha256(image).hexdigest() for n, image in images.items()}
-
-
-def _rows(
-    live: LiveVersions,
-    vectors: Mapping[CollectionVersion, Mapping[int, Embedding | ServiceError]],
-    items: Mapping[int, Item],
-    hashes: Mapping[int, str],
-) -> tuple[dict[CollectionVersion, dict[int, Row]], dict[int, ServiceError]]:
-    """Returns the rows for each version, and what is wrong with the items that cannot go where they have to go.
-
-    Args:
-        vectors: of the images, for each version that takes images.
-    """
-    rows: dict[CollectionVersion, dict[int, Row]] = {version: {} for version in live.all}
-    faults: dict[int, ServiceError] = {}
-    for n, item in items.items():
-        try:
-            for version in live.all:
-                if (vector := _vector(live, version, item, vectors.get(version, {}).get(n))) is not None:
-                    row = Row(item.id, vector.vector, item.attributes, item.source, hashes.get(n, ""))
-                    check_row(version, vector.space, row)
-                    rows[version][n] = row
-        except ServiceError as error:
-            faults[n] = error
-    return rows, faults
 
 
 def _vector(

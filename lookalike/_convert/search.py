@@ -36,6 +36,18 @@ def upsert_request(collection: str, items: Sequence[t.Item], if_content_changed:
     )
 
 
+def upsert_stream_request(
+    collection: str, sequence: int, item: t.Item, if_content_changed: bool, tenant: str
+) -> pb.UpsertStreamRequest:
+    return pb.UpsertStreamRequest(
+        collection=collection,
+        tenant=tenant,
+        sequence=sequence,
+        item=_item(item),
+        if_content_changed=if_content_changed,
+    )
+
+
 def delete_request(
     collection: str, ids: Sequence[str] | None, filter: str | None, filter_values: t.Attributes, tenant: str
 ) -> pb.DeleteRequest:

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from lookalike import Client, Item, LookalikeError, UpsertOutcome
+from lookalike import Client, Embedding, Item, LookalikeError, UpsertOutcome, VectorSpace
 from workbench.demo_images import DemoImages
 from workbench.images import find_images
 from workbench.main import main
@@ -84,6 +84,39 @@ def test_nothing_acknowledged_is_lost_and_a_second_ingest_completes_the_first(
             assert client.count("photos") == len(files)
             query = client.search("photos", image=demo_images.queries[0].read_bytes(), top_k=5)
             assert {hit.id.split("/")[0] for hit in query.hits} == {demo_images.queries[0].stem}
+
+
+# Before the first rows are flushed, and after.
+@pytest.mark.parametrize("moment", [1_000, 7_000])
+def test_nothing_acknowledged_in_a_stream_is_lost(tmp_path: Path, moment: int) -> None:
+    count = 9_000
+    items = [Item(str(n), vector=Embedding([1, n, n % 7, 1], "mine"), attributes={"n": n}) for n in range(count)]
+    acknowledged: list[str] = []
+    port, nowhere = free_port(), "127.0.0.1:1"  # vectors need no embedder
+
+    def ingest(client: Client, server: ServerProcess) -> None:
+        for result in client.upsert_stream("points", items):
+            assert result.outcome is UpsertOutcome.STORED
+            acknowledged.append(result.id)
+            if len(acknowledged) == moment:
+                os.kill(server.pid, signal.SIGKILL)
+
+    first = search_service(tmp_path, port, nowhere)
+    first.__enter__()
+    with Client(first.addresses.grpc) as client:
+        client.create_collection("points", space=VectorSpace("mine", 4))
+        with pytest.raises(LookalikeError) as caught:
+            ingest(client, first)
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert moment <= len(acknowledged) < count
+
+    with search_service(tmp_path, port, nowhere) as second, Client(second.addresses.grpc) as client:
+        for start in range(0, len(acknowledged), 500):
+            assert client.get("points", acknowledged[start : start + 500]).missing_ids == ()
+        # A second stream, from the first row without an acknowledgement on, completes the first.
+        rest = list(client.upsert_stream("points", items[len(acknowledged) :]))
+        assert {result.outcome for result in rest} == {UpsertOutcome.STORED}
+        assert client.count("points") == count
 
 
 def test_searches_by_image_fail_while_the_embedder_is_away_and_work_when_it_is_back(

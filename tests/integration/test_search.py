@@ -453,18 +453,6 @@ def test_vectors_of_another_model_are_refused_naming_both(
     assert model.fingerprint in result.error.message
 
 
-def test_calls_that_the_server_lacks_are_unimplemented(services: Services) -> None:
-    with grpc.insecure_channel(services.search.addresses.grpc) as channel:
-        stub = search_pb2_grpc.SearchServiceStub(channel)
-        calls: list[Callable[[], Any]] = [
-            lambda: list(stub.UpsertStream(iter([pb.UpsertStreamRequest()]), timeout=10)),
-        ]
-        for call in calls:
-            with pytest.raises(grpc.RpcError) as caught:
-                call()
-            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, caught.value
-
-
 # ---- Collections and the server itself
 
 

@@ -1,5 +1,6 @@
 """The clients against a gRPC server: retries, deadlines, errors; both kinds of client alike."""
 
+import asyncio
 import pickle
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from lookalike import AsyncClient, Client, LookalikeError
+from lookalike import AsyncClient, Client, Embedding, Item, LookalikeError
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1 import search_pb2_grpc
 
@@ -59,6 +60,12 @@ class _Servicer(search_pb2_grpc.SearchServiceServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
         return pb.UpsertResponse(results=[pb.UpsertResult(id=item.id) for item in request.items])
 
+    def UpsertStream(self, requests, context):  # noqa: N802
+        for request in requests:
+            if request.sequence == 2 and request.collection == "failing":
+                context.abort(grpc.StatusCode.INTERNAL, "broken")
+            yield pb.UpsertStreamResponse(sequence=request.sequence, result=pb.UpsertResult(id=request.item.id))
+
 
 @contextmanager
 def _serving() -> Iterator[tuple[str, _Servicer]]:
@@ -87,8 +94,6 @@ async def test_a_call_of_asyncio_is_tried_again_too():
 
 
 def test_a_batch_of_many_bytes_is_tried_again_too():
-    from lookalike import Item
-
     with _serving() as (target, servicer), Client(target) as client:
         results = client.upsert("photos", [Item("a", image=bytes(8 << 20))])
         assert [result.id for result in results] == ["a"]
@@ -168,3 +173,62 @@ def test_nobody_listening_is_an_error_of_a_few_seconds():
         client.count("photos")
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
     assert time.monotonic() - begun < 10
+
+
+def _items(count: int, *, then_fail: bool = False) -> Iterator[Item]:
+    for number in range(count):
+        yield Item(str(number), vector=Embedding([1, 0], "mine"))
+    if then_fail:
+        raise FileNotFoundError("cat.jpg")
+
+
+async def _collect(results):
+    return [result.id async for result in results]
+
+
+async def test_a_stream_of_items_yields_a_result_for_each():
+    with _serving() as (target, _):
+        with Client(target) as client:
+            assert [result.id for result in client.upsert_stream("photos", _items(5))] == ["0", "1", "2", "3", "4"]
+            assert list(client.upsert_stream("photos", [])) == []
+        async with AsyncClient(target) as client:
+            assert await _collect(client.upsert_stream("photos", _items(3))) == ["0", "1", "2"]
+
+
+async def test_a_stream_that_fails_raises_after_the_results_it_had():
+    with _serving() as (target, _):
+        with Client(target) as client:
+            results = client.upsert_stream("failing", _items(5))
+            assert [next(results).id, next(results).id] == ["0", "1"]
+            with pytest.raises(LookalikeError, match="INTERNAL: broken"):
+                next(results)
+        async with AsyncClient(target) as client:
+            with pytest.raises(LookalikeError, match="INTERNAL: broken"):
+                await _collect(client.upsert_stream("failing", _items(5)))
+
+
+async def test_an_error_in_what_a_stream_sends_is_raised_as_it_is():
+    async def failing():
+        for item in _items(2, then_fail=True):
+            yield item
+
+    with _serving() as (target, _):
+        with Client(target) as client, pytest.raises(FileNotFoundError, match=r"cat\.jpg"):
+            list(client.upsert_stream("photos", _items(2, then_fail=True)))
+        async with AsyncClient(target) as client:
+            for items in (_items(2, then_fail=True), failing()):
+                with pytest.raises(FileNotFoundError, match=r"cat\.jpg"):
+                    await _collect(client.upsert_stream("photos", items))
+
+
+async def test_a_stream_ends_at_its_own_deadline():
+    async def endless():
+        while True:
+            yield Item("a", vector=Embedding([1, 0], "mine"))
+            await asyncio.sleep(0.01)
+
+    with _serving() as (target, _):
+        async with AsyncClient(target) as client:
+            with pytest.raises(LookalikeError) as caught:
+                await _collect(client.upsert_stream("photos", endless(), timeout=0.3))
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -25,6 +25,13 @@ def item(row_id: str, content: bytes | Embedding = b"", n: int = 0) -> Item:
     return Item(row_id, content or row_id.encode(), {"n": n}, "")
 
 
+async def upsert(writer: Writer, *items: Item, if_content_changed: bool = False) -> Sequence[Outcome]:
+    conditional = range(len(items)) if if_content_changed else ()
+    prepared = await writer.prepare("photos", "", items, if_content_changed=conditional, deadline=within())
+    await writer.write(prepared, deadline=within())
+    return prepared.outcomes
+
+
 class Photos:
     """A collection of the old model, a writer to it, and the embedders that the writer knows."""
 
@@ -33,8 +40,8 @@ class Photos:
         self.writer = writer
         self.servers = servers
 
-    async def upsert(self, *items: Item, if_content_changed: bool = False) -> list[Outcome]:
-        return await self.writer.upsert("photos", "", items, if_content_changed=if_content_changed, deadline=within())
+    async def upsert(self, *items: Item, if_content_changed: bool = False) -> Sequence[Outcome]:
+        return await upsert(self.writer, *items, if_content_changed=if_content_changed)
 
     async def create_version(self, space: VectorSpace = NEW) -> CollectionVersion:
         return await self.store.create_version("photos", space, IndexSpec("FLAT"), deadline=within())
@@ -142,10 +149,8 @@ async def test_a_version_of_before_without_an_embedder_does_without_images(photo
     await photos.switch(2)
     async with serving(NEW) as (_, clients):
         writer = Writer(photos.store, Embedders(clients))
-        assert await writer.upsert("photos", "", [item("c")], if_content_changed=True, deadline=within()) == ["stored"]
-        assert await writer.upsert("photos", "", [item("c")], if_content_changed=True, deadline=within()) == [
-            "unchanged"
-        ]
+        assert await upsert(writer, item("c"), if_content_changed=True) == ["stored"]
+        assert await upsert(writer, item("c"), if_content_changed=True) == ["unchanged"]
         assert await writer.delete("photos", "", ["b"], deadline=within()) == 1
     assert await photos.rows(1) == {"a": 0}
     assert await photos.rows(2) == {"c": 0}
@@ -211,7 +216,7 @@ async def test_an_upsert_that_left_out_a_version_of_before_notices_when_it_serve
     async with serving(NEW) as ([server], clients):
         writer = Writer(photos.store, Embedders(clients))
         during(server, lambda: photos.switch(1))
-        [outcome] = await writer.upsert("photos", "", [item("a")], if_content_changed=False, deadline=within())
+        [outcome] = await upsert(writer, item("a"))
     assert isinstance(outcome, FailedPrecondition), "searches would not find it"
     assert "version 1" in outcome.message
 
