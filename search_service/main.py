@@ -29,7 +29,7 @@ async def serve(settings: SearchSettings) -> int:
         service = SearchService(store, embedder, settings)
         server = Server(settings)
         # What the class lacks of the contract, its generated base answers with UNIMPLEMENTED.
-        rpc = SearchRpc(service, settings, store.backend)  # type: ignore[abstract]
+        rpc = SearchRpc(service, settings, str(store.backend))  # type: ignore[abstract]
         search_pb2_grpc.add_SearchServiceServicer_to_server(rpc, server.grpc)
         return await server.run((SERVICE_NAME,), service.check)
 

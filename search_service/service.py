@@ -300,6 +300,8 @@ class SearchService:
             [items[position].id for position in candidates],
             output=("attributes", "source", "content_sha256"),
             tenant=tenant,
+            # What was there some seconds ago may have been replaced since.
+            read_your_writes=True,
             deadline=deadline,
         )
 
