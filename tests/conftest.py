@@ -9,6 +9,7 @@ import pytest
 from milvus_server import MilvusServer, why_not
 
 Backend = Literal["lite", "server"]
+_SERVER = pytest.StashKey[MilvusServer]()
 
 
 @pytest.fixture
@@ -28,11 +29,12 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture(scope="session")
-def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+def milvus_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
     """The one Milvus server of a run of tests."""
     if reason := why_not():
         pytest.skip(reason)
     server = MilvusServer(tmp_path_factory.mktemp("milvus"))
+    request.config.stash[_SERVER] = server
     yield server
     server.kill()
 
@@ -41,7 +43,7 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusSe
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Shows the end of the Milvus server's log with a test on it that failed."""
     report = yield
-    server = getattr(item, "funcargs", {}).get("milvus_server")
-    if report.failed and isinstance(server, MilvusServer):
+    server = item.config.stash.get(_SERVER, None)
+    if report.failed and server is not None and item.get_closest_marker("milvus_server"):
         report.sections.append((f"the end of {server.log}", server.end_of_log()))
     return report
