@@ -8,14 +8,19 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 RUN_STAMP := $(VENV)/run.stamp
 DEV_STAMP := $(VENV)/dev.stamp
 BENCH_STAMP := $(VENV)/bench.stamp
+# A Milvus server for the tests, apart from what we install and pin for ourselves. Its package is there for Linux on
+# x86-64; elsewhere the tests on it are skipped.
+MILVUS := .venv-milvus
+MILVUS_STAMP := $(MILVUS)/installed.stamp
+TEST_STAMPS := $(DEV_STAMP) $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(MILVUS_STAMP))
 IMAGES ?=
 # More flags for the command behind a target: run, serve, evaluate, test, the benchmarks.
 ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness soak test fuzz lint format protos docs \
-	constraints clean
+.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness soak test milvus fuzz lint format protos \
+	docs constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +46,10 @@ bench-steadiness: $(BENCH_STAMP)  ## Check the embedder at half load, overload, 
 soak: $(BENCH_STAMP)  ## Ten minutes of mixed load on the embedder, in which it must not grow. IMAGES=DIR.
 	$(BIN)/python -m benchmarks.soak $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
-test: $(DEV_STAMP)  ## Run all tests.
+test: $(TEST_STAMPS)  ## Run all tests.
 	$(BIN)/python -m pytest $(ARGS)
+
+milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make test does so by itself.
 
 fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,500.
 	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
@@ -68,7 +75,7 @@ constraints: $(DEV_STAMP)  ## Pin the newest versions of all dependencies in con
 		--python-version 3.11 --extra dev --extra gpu --extra bench pyproject.toml --output-file constraints.txt
 
 clean:  ## Remove everything that make and the services wrote.
-	rm -rf $(VENV) var build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(MILVUS) var build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -89,3 +96,12 @@ $(BENCH_STAMP): $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing Lookalike and what it is compared with into $(VENV) (a few minutes the first time)"
 	$(PIP) --editable '.[bench]'
 	@touch $@ $(RUN_STAMP)
+
+# The package unpacks its binary before each start; here it is once for all.
+$(MILVUS_STAMP): constraints-milvus.txt
+	@echo "Installing a Milvus server into $(MILVUS) for the tests"
+	$(PYTHON) -m venv --clear $(MILVUS)
+	$(MILVUS)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-milvus.txt milvus
+	$(MILVUS)/bin/python -c "import milvus; config = milvus.MilvusServerConfig(data_dir='$(MILVUS)/server'); \
+		config.resolve(); milvus._initialize_data_files(config.base_data_dir)"
+	@touch $@

@@ -31,7 +31,7 @@ async def serve(settings: SearchSettings) -> int:
     async with store, aclosing(Embedders(clients)) as embedders:
         service = SearchService(store, embedders, settings)
         server = Server(settings)
-        rpc = SearchRpc(service, settings, store.backend, server.draining)
+        rpc = SearchRpc(service, settings, str(store.backend), server.draining)
         search_pb2_grpc.add_SearchServiceServicer_to_server(rpc, server.grpc)
         return await server.run((SERVICE_NAME,), service.check)
 

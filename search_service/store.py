@@ -29,6 +29,7 @@ from search_service.milvus_calls import Consistency
 from search_service.milvus_catalog import MAX_EF, Catalog
 from search_service.milvus_connection import MilvusConnection
 from search_service.milvus_exact import Nearest
+from search_service.milvus_features import Backend
 from search_service.milvus_joined import Joiner
 from search_service.milvus_rows import EncodedRow
 from search_service.naming import check_id, check_tenant, primary_key
@@ -120,8 +121,7 @@ class MilvusStore(Catalog):
         except BaseException:
             await self._connection.close()
             raise
-        kind = "Milvus Lite" if self._connection.local else "Milvus"
-        self.backend = f"{kind} {version.removeprefix('milvus_lite-')}"
+        self.backend = Backend.parse(version, local=self._connection.local)
 
     async def close(self) -> None:
         """Finish the writes that run, then disconnect. For Milvus Lite this flushes, and gives the file free."""

@@ -1,7 +1,15 @@
-from collections.abc import Iterator
-from typing import Any
+"""What several kinds of tests need: a receiver of traces, and the backends of the search service."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any, Literal
 
 import pytest
+from milvus_server import MilvusServer, why_not
+
+Backend = Literal["lite", "server"]
+_SERVER = pytest.StashKey[MilvusServer]()
 
 
 @pytest.fixture
@@ -11,3 +19,31 @@ def collector() -> Iterator[Any]:
 
     with OtlpReceiver() as receiver:
         yield receiver
+
+
+@pytest.fixture(scope="session", params=["lite", pytest.param("server", marks=pytest.mark.milvus_server)])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """What Milvus there is: a test that uses it, also through other fixtures, runs once on each."""
+    chosen: Backend = request.param
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def milvus_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+    """The one Milvus server of a run of tests."""
+    if reason := why_not():
+        pytest.skip(reason)
+    server = MilvusServer(tmp_path_factory.mktemp("milvus"))
+    request.config.stash[_SERVER] = server
+    yield server
+    server.kill()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Shows the end of the Milvus server's log with a test on it that failed."""
+    report = yield
+    server = item.config.stash.get(_SERVER, None)
+    if report.failed and server is not None and item.get_closest_marker("milvus_server"):
+        report.sections.append((f"the end of {server.log}", server.end_of_log()))
+    return report

@@ -157,7 +157,7 @@ class Services:
 @contextmanager
 def running(
     bundle: Path,
-    database: Path,
+    milvus: Path | str,
     logs: Path,
     *,
     precision: str = "auto",
@@ -170,7 +170,7 @@ def running(
 
     Args:
         bundle: directory of the model bundle.
-        database: file of Milvus Lite, made if it is not there.
+        milvus: file of Milvus Lite, made if it is not there, or the http(s)://HOST:PORT of a Milvus server.
         logs: directory for the logs of both.
         precision: arithmetic of the model.
         embedder_address: HOST:PORT for the embedder's gRPC; port 0 takes any free one. The others likewise.
@@ -180,7 +180,7 @@ def running(
     """
     embedder_flags = ["--bundle", str(bundle), "--precision", precision]
     embedder_flags += ["--address", embedder_address, "--metrics-address", embedder_metrics]
-    search_flags = ["--milvus-uri", str(database), "--address", search_address, "--metrics-address", search_metrics]
+    search_flags = ["--milvus-uri", str(milvus), "--address", search_address, "--metrics-address", search_metrics]
     with ExitStack() as stack:
         embedder = stack.enter_context(ServerProcess("embedder", "embedder_service.main", embedder_flags, logs))
         search_flags += ["--embedder", embedder.addresses.grpc]

@@ -1,4 +1,4 @@
-"""Real servers on loopback, with a real model and Milvus Lite."""
+"""Real servers on loopback, with a real model, on Milvus Lite and on a real Milvus server."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, demo_images: DemoImages) ->
 
 
 @pytest.fixture(scope="module")
-def services(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """Both services."""
+def services(
+    backend: str, bundle: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Services]:
+    """Both services, on either backend."""
     folder = tmp_path_factory.mktemp("services")
-    with running(bundle, folder / "milvus.db", folder / "logs") as services:
+    milvus = folder / "milvus.db" if backend == "lite" else request.getfixturevalue("milvus_server").uri
+    with running(bundle, milvus, folder / "logs") as services:
         yield services
 
 

@@ -1,12 +1,14 @@
-"""Stores on real Milvus Lite."""
+"""Stores on real Milvus Lite and on a real Milvus server."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
-from milvus_samples import SPACE, MilvusProcess, free_port, within
+from milvus_samples import SPACE, MilvusProcess, Place, free_port, within
+from milvus_server import Database, MilvusServer
 
 from search_service.records import CollectionVersion
 from search_service.store import MilvusStore
@@ -14,12 +16,24 @@ from search_service.store import MilvusStore
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
+    """Where Milvus Lite can keep its rows."""
     return str(tmp_path / "milvus.db")
 
 
 @pytest.fixture
-async def store(uri: str) -> AsyncIterator[MilvusStore]:
-    async with MilvusStore(uri) as opened:
+def place(backend: str, request: pytest.FixtureRequest) -> Iterator[Place]:
+    """An empty place on either backend."""
+    if backend == "lite":
+        yield Place(request.getfixturevalue("uri"))
+    else:
+        server: MilvusServer = request.getfixturevalue("milvus_server")
+        with Database(server, f"test_{uuid4().hex}") as database:
+            yield Place(server.uri, database.name)
+
+
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[MilvusStore]:
+    async with place.store() as opened:
         yield opened
 
 
@@ -29,13 +43,17 @@ async def photos(store: MilvusStore) -> CollectionVersion:
 
 
 @pytest.fixture
-def start_milvus(tmp_path: Path) -> Iterator[Callable[..., MilvusProcess]]:
-    started: list[MilvusProcess] = []
-
-    def start(port: int | None = None) -> MilvusProcess:
-        started.append(MilvusProcess(tmp_path / "server.db", port or free_port()))
-        return started[-1]
-
-    yield start
-    for process in started:
+def fragile(
+    backend: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[MilvusProcess | MilvusServer, Place]]:
+    """A process that can be made to hang and to die, and an empty place on it."""
+    if backend == "lite":
+        process = MilvusProcess(tmp_path / "server.db", free_port())
+        yield process, Place(process.uri)
         process.kill()
+    else:
+        server: MilvusServer = request.getfixturevalue("milvus_server")
+        with Database(server, f"test_{uuid4().hex}") as database:
+            yield server, Place(server.uri, database.name)
+            # Other tests need it as well.
+            server.recover()

@@ -8,12 +8,19 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from search_service.records import Row, VectorSpace
+from search_service.records import Hit, Row, StoredRow, VectorSpace
+from search_service.store import MilvusStore
+
+# For tests in which Milvus has no part, or has one that servers have not.
+on_lite = pytest.mark.parametrize("backend", ["lite"], indirect=True)
 
 DIMENSION = 16
 SPACE = VectorSpace("5f3a" * 16, DIMENSION)
@@ -44,6 +51,30 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+class FreshStore(MilvusStore):
+    """A store that sees all writes: on a server others may miss those of the last seconds unless they ask."""
+
+    async def get(self, *args: Any, **options: Any) -> dict[str, StoredRow]:
+        return await super().get(*args, **{"read_your_writes": True, **options})
+
+    async def count(self, *args: Any, **options: Any) -> int:
+        return await super().count(*args, **{"read_your_writes": True, **options})
+
+    async def search(self, *args: Any, **options: Any) -> list[list[Hit]]:
+        return await super().search(*args, **{"read_your_writes": True, **options})
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the stores of a test keep their rows: a directory of Milvus Lite, or a database of a server."""
+
+    uri: str
+    database: str = ""
+
+    def store(self, **options: float) -> FreshStore:
+        return FreshStore(self.uri, db_name=self.database, **options)
+
+
 class MilvusProcess:
     """Milvus Lite as a server in a process of its own, which can be made to hang and to die."""
 
@@ -51,9 +82,11 @@ class MilvusProcess:
         self.port = port
         self.uri = f"http://127.0.0.1:{self.port}"
         command = ["server", "--data-dir", str(data), "--host", "127.0.0.1", "--port", str(self.port)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "milvus_lite", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self._command = [sys.executable, "-m", "milvus_lite", *command]
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._wait_until_it_listens()
 
     def hang(self) -> None:

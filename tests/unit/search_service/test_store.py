@@ -1,4 +1,4 @@
-"""The store on real Milvus Lite, in this process and as a server of its own."""
+"""The store on real Milvus Lite, in this process and as a process of its own, and on a real Milvus server."""
 
 from __future__ import annotations
 
@@ -8,20 +8,39 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from milvus_samples import DIMENSION, SPACE, MilvusProcess, free_port, make_rows, unit_vectors, within
+from milvus_samples import (
+    DIMENSION,
+    SPACE,
+    MilvusProcess,
+    Place,
+    free_port,
+    make_rows,
+    on_lite,
+    unit_vectors,
+    within,
+)
+from milvus_server import MilvusServer
 from prometheus_client import REGISTRY
 
 from search_service.filters import Filter
 from search_service.milvus_catalog import MAX_VERSIONS
 from search_service.milvus_rows import stored_bytes
-from search_service.records import OUTPUT_FIELDS, CollectionVersion, Hit, IndexSpec, Row, VectorSpace
+from search_service.records import (
+    OUTPUT_FIELDS,
+    CollectionState,
+    CollectionVersion,
+    Hit,
+    IndexSpec,
+    Row,
+    Vector,
+    VectorSpace,
+)
 from search_service.store import MilvusStore
 from service_kit.errors import (
     AlreadyExists,
@@ -72,9 +91,19 @@ async def until_ready(store: MilvusStore) -> None:
     for _ in range(20):
         try:
             return await store.ping(deadline=within(2))
-        except Unavailable:
+        except (Unavailable, DeadlineExceeded):
             await asyncio.sleep(0.2)
     raise TimeoutError("the store did not come back")
+
+
+async def described_with_rows(store: MilvusStore, name: str, rows: int) -> CollectionState:
+    """The collection as soon as it tells so many rows of the version that serves: a server tells some seconds late."""
+    end = within()
+    while True:
+        state = await store.describe(name, deadline=end)
+        if state.serving is not None and state.serving.rows == rows:
+            return state
+        await asyncio.sleep(0.2)
 
 
 # Rows
@@ -109,7 +138,8 @@ async def test_nasty_ids_and_attributes_round_trip(store: MilvusStore, photos: C
 
     stored = await store.get(photos, NASTY, deadline=within())
     assert {row_id: row.attributes for row_id, row in stored.items()} == {text: {"text": text} for text in NASTY}
-    for text, vector in zip(NASTY, vectors, strict=True):
+
+    async def find_and_delete(text: str, vector: Vector) -> None:
         assert list(await store.get(photos, [text], deadline=within())) == [text]
         for condition in (Filter("id == {s}", {"s": text}), Filter('attributes["text"] == {s}', {"s": text})):
             (hits,) = await store.search(
@@ -117,6 +147,8 @@ async def test_nasty_ids_and_attributes_round_trip(store: MilvusStore, photos: C
             )
             assert ids(hits) == [text]
         assert await store.delete(photos, [text], deadline=within()) == 1
+
+    await asyncio.gather(*(find_and_delete(text, vector) for text, vector in zip(NASTY, vectors, strict=True)))
     assert await store.count(photos, deadline=within()) == 0
 
 
@@ -136,6 +168,7 @@ async def test_upsert_replaces_attributes_entirely(store: MilvusStore, photos: C
     assert row.source == ""
 
 
+@on_lite
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -268,6 +301,7 @@ async def test_similarity_never_leaves_its_range(store: MilvusStore, photos: Col
         assert all(-1 <= hit.similarity <= 1 for hits in found for hit in hits)
 
 
+@on_lite
 async def test_search_after_a_flush_is_as_before_it(store: MilvusStore, photos: CollectionVersion, uri: str) -> None:
     await store.upsert(photos, SPACE, make_rows(2000), deadline=within())
     query = unit_vectors(1, seed=1)
@@ -303,30 +337,34 @@ async def test_an_empty_collection_has_no_hits(store: MilvusStore, photos: Colle
         assert found == [[], []]
 
 
-@pytest.mark.parametrize(
-    "expression",
-    [
-        "id ==",
-        "nothing == 1",
-        "id == 1",
-        "updated_ms",
-        "updated_ms == 'x'",
-        "id == 'a' or",
-        "not " * 1500 + "id == 'a'",
-        "updated_ms == 99999999999999999999999",
-        "'a\\q' == id",
-        "(id == 'a'",
-        "updated_ms / 0 == 1",
-    ],
-)
-async def test_a_bad_filter_is_the_callers_error(
-    store: MilvusStore, photos: CollectionVersion, expression: str
-) -> None:
+BAD_FILTERS = [
+    "id ==",
+    "nothing == 1",
+    "id == 1",
+    "updated_ms",
+    "updated_ms == 'x'",
+    "id == 'a' or",
+    "not " * 1500 + "id == 'a'",
+    "updated_ms == 99999999999999999999999",
+    "'a\\q' == id",
+    "(id == 'a'",
+    "updated_ms / 0 == 1",
+]
+
+
+async def test_a_bad_filter_is_the_callers_error(store: MilvusStore, photos: CollectionVersion) -> None:
     await store.upsert(photos, SPACE, make_rows(3), deadline=within())
-    with pytest.raises(InvalidArgument):
-        await store.search(photos, SPACE, unit_vectors(1), top_k=1, condition=Filter(expression), deadline=within())
+    calls = [
+        store.search(photos, SPACE, unit_vectors(1), top_k=1, condition=Filter(expression), deadline=within())
+        for expression in BAD_FILTERS
+    ]
+    outcomes = dict(zip(BAD_FILTERS, await asyncio.gather(*calls, return_exceptions=True), strict=True))
+    assert {expression: type(outcome) for expression, outcome in outcomes.items()} == dict.fromkeys(
+        BAD_FILTERS, InvalidArgument
+    )
 
 
+@on_lite
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -351,6 +389,7 @@ async def test_the_largest_top_k_gives_all_rows(store: MilvusStore, photos: Coll
     assert len(hits) == 50
 
 
+@on_lite
 async def test_searches_at_the_same_time_are_joined_and_give_what_they_give_alone(
     store: MilvusStore, photos: CollectionVersion
 ) -> None:
@@ -372,6 +411,7 @@ async def test_searches_at_the_same_time_are_joined_and_give_what_they_give_alon
     assert calls() - before <= 2  # those that come before the first has begun go with it
 
 
+@on_lite
 @pytest.mark.parametrize(
     "vectors",
     [
@@ -392,6 +432,7 @@ async def test_a_query_that_is_no_vector_is_refused(
 # Vector spaces, versions and tenants
 
 
+@on_lite
 async def test_vectors_of_another_model_are_refused_naming_both(store: MilvusStore, photos: CollectionVersion) -> None:
     for other in (OTHER_SPACE, VectorSpace(SPACE.fingerprint, DIMENSION + 1)):
         with pytest.raises(FailedPrecondition) as caught:
@@ -412,7 +453,7 @@ async def test_a_new_version_is_filled_beside_the_old_one_and_then_serves(
 
     assert await store.switch("photos", 2, deadline=within()) == second
     assert await store.serving("photos", deadline=within()) == second
-    state = await store.describe("photos", deadline=within())
+    state = await described_with_rows(store, "photos", 5)
     assert [(one.version.number, one.serving, one.rows, one.loaded) for one in state.versions] == [
         (1, False, 3, True),
         (2, True, 5, True),
@@ -482,6 +523,7 @@ async def test_collections_are_created_listed_and_dropped(store: MilvusStore) ->
     assert (await store.create_collection("b", OTHER_SPACE, deadline=within())).space == OTHER_SPACE
 
 
+@on_lite
 @pytest.mark.parametrize(
     ("name", "space", "index"),
     [
@@ -528,12 +570,12 @@ async def test_tenants_neither_see_nor_change_each_others_rows(store: MilvusStor
 # Restarts, hangs and failures
 
 
-async def test_a_reopened_store_has_all_and_searches(uri: str) -> None:
+async def test_a_reopened_store_has_all_and_searches(place: Place) -> None:
     rows = make_rows(1500)
-    async with MilvusStore(uri) as store:
+    async with place.store() as store:
         version = await store.create_collection("photos", SPACE, deadline=within())
         await store.upsert(version, SPACE, rows, deadline=within())
-    async with MilvusStore(uri) as store:
+    async with place.store() as store:
         assert await store.serving("photos", deadline=within()) == version
         await store.ping(deadline=within())
         assert await store.count(version, deadline=within()) == 1500
@@ -609,12 +651,14 @@ async def test_an_address_that_cannot_be_is_told(uri: str) -> None:
         await MilvusStore(uri).open(deadline=within())
 
 
+@on_lite
 async def test_a_closed_store_says_so(store: MilvusStore, photos: CollectionVersion) -> None:
     await store.close()
     with pytest.raises(Unavailable, match="closed"):
         await store.count(photos, deadline=within())
 
 
+@on_lite
 async def test_a_deadline_in_the_past_starts_nothing(store: MilvusStore, photos: CollectionVersion) -> None:
     with pytest.raises(DeadlineExceeded):
         await store.upsert(photos, SPACE, make_rows(1), deadline=within(-1))
@@ -633,14 +677,14 @@ async def test_a_write_goes_on_when_its_caller_gives_up(store: MilvusStore, phot
 
 
 async def test_calls_end_by_their_deadlines_while_a_server_hangs_and_pass_when_it_goes_on(
-    start_milvus: Callable[[], MilvusProcess],
+    fragile: tuple[MilvusProcess | MilvusServer, Place],
 ) -> None:
-    server = start_milvus()
-    async with MilvusStore(server.uri, write_timeout=2.0) as store:
+    process, place = fragile
+    async with place.store(write_timeout=2.0) as store:
         version = await store.create_collection("photos", SPACE, deadline=within())
         rows = make_rows(10)
         await store.upsert(version, SPACE, rows, deadline=within())
-        server.hang()
+        process.hang()
         start = time.monotonic()
         calls = [
             store.search(version, SPACE, unit_vectors(1), top_k=1, deadline=within(0.5)),
@@ -652,22 +696,26 @@ async def test_calls_end_by_their_deadlines_while_a_server_hangs_and_pass_when_i
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert time.monotonic() - start < 1.5
         assert [type(outcome) for outcome in outcomes] == [DeadlineExceeded] * len(calls)
-        server.go_on()
+        process.go_on()
         assert await store.count(version, deadline=within()) == 10
 
 
-async def test_a_server_that_dies_is_unavailable_until_it_is_back(start_milvus: Callable[..., MilvusProcess]) -> None:
-    server = start_milvus()
-    async with MilvusStore(server.uri) as store:
+async def test_a_server_that_dies_is_unavailable_until_it_is_back_with_every_acknowledged_row(
+    fragile: tuple[MilvusProcess | MilvusServer, Place],
+) -> None:
+    process, place = fragile
+    async with place.store() as store:
         version = await store.create_collection("photos", SPACE, deadline=within())
-        await store.upsert(version, SPACE, make_rows(10), deadline=within())
-        server.kill()
+        rows = make_rows(3000)
+        await store.upsert(version, SPACE, rows, deadline=within())
+        process.kill()
         start = time.monotonic()
         with pytest.raises(ServiceError) as caught:
             await store.count(version, deadline=within(30))
         assert type(caught.value) is Unavailable
         assert time.monotonic() - start < 5
-        start_milvus(server.port)
+        await asyncio.to_thread(process.start)
         await until_ready(store)
-        (hits,) = await store.search(version, SPACE, unit_vectors(1), top_k=10, deadline=within())
-        assert len(hits) == 10
+        (hits,) = await store.search(version, SPACE, rows[-1].vector[None], top_k=1, deadline=within())
+        assert ids(hits) == [rows[-1].id]
+        assert len(await store.get(version, [row.id for row in rows], output=(), deadline=within())) == 3000
