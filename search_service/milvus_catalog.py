@@ -269,19 +269,23 @@ class Catalog:
             created_ms=time.time_ns() // 1_000_000,
         )
 
-        def create(client: Client, timeout: float) -> None:
-            # When an attempt is repeated, the one before may have done it.
+        def create(client: Client, timeout: float) -> int:
+            # Step by step: when an attempt is repeated, the one before may have done some of them.
             if not client.has_collection(version.physical_name, timeout=timeout):
                 client.create_collection(
                     version.physical_name,
                     schema=milvus_schema.schema(version),
-                    index_params=milvus_schema.index(version),
                     properties=milvus_schema.properties(version),
                     consistency_level=milvus_schema.CONSISTENCY,
                     timeout=timeout,
                 )
+            if not client.list_indexes(version.physical_name, timeout=timeout):
+                client.create_index(version.physical_name, milvus_schema.index(version), timeout=timeout)
+            client.load_collection(version.physical_name, timeout=timeout)
+            return 0
 
-        await self._connection.call("create", create, deadline)
+        # As a write: others see the collection before it is whole, and Milvus Lite would not bear theirs meanwhile.
+        await self._access.write(version.physical_name, "create", create, deadline)
         return version
 
     async def _point_alias(self, version: CollectionVersion, deadline: float) -> None:

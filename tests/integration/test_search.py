@@ -253,7 +253,7 @@ def test_a_batch_takes_queries_of_all_kinds_and_bad_ones_fail_alone(
 ) -> None:
     paths = demo_images.queries[:3]
     client.upsert(photos, [Item(path.stem, image=path.read_bytes()) for path in paths])
-    [record] = client.get(photos, [paths[1].stem], include_vector=True).records
+    [record] = client.get(photos, [paths[1].stem], include_vector=True, read_your_writes=True).records
     queries = [
         Query(image=paths[0].read_bytes()),
         Query(image=b"this is not an image"),
@@ -297,7 +297,7 @@ def test_hits_out_of_range_or_folded_make_room_for_others(client: Client, points
         return math.cos(math.radians(degrees))
 
     # Ten scenes, 8 degrees apart, of twelve shots each.
-    items = [Item(f"{8 * n:02d}.{shot:02d}", vector=at(8 * n + shot / 100)) for n in range(10) for shot in range(12)]
+    items = [Item(f"{8 * n:02d}.{shot:02d}", vector=at(8 * n + shot / 10)) for n in range(10) for shot in range(12)]
     client.upsert(points, items)
     folded = client.search(points, vector=at(0), top_k=10, fold_similarity=cosine(2), read_your_writes=True)
     assert [hit.id for hit in folded.hits] == [f"{8 * n:02d}.00" for n in range(10)]

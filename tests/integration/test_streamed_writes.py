@@ -47,7 +47,7 @@ def test_images_and_vectors_are_stored_together_and_bad_ones_fail_alone(
 ) -> None:
     image = demo_images.queries[0].read_bytes()
     client.upsert(photos, [Item("first", image=image)])
-    vector = client.get(photos, ["first"], include_vector=True).records[0].vector
+    vector = client.get(photos, ["first"], include_vector=True, read_your_writes=True).records[0].vector
     items = [
         Item("image", image=image, attributes={"n": 1}),
         Item("vector", vector=vector),
@@ -64,7 +64,11 @@ def test_images_and_vectors_are_stored_together_and_bad_ones_fail_alone(
     invalid, precondition = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
     assert codes == [invalid, precondition, invalid]
     assert client.count(photos) == 4
-    assert {hit.id for hit in client.search(photos, id="first").hits} == {"image", "vector", "last"}
+    assert {hit.id for hit in client.search(photos, id="first", read_your_writes=True).hits} == {
+        "image",
+        "vector",
+        "last",
+    }
 
 
 async def test_a_stream_of_asyncio_stores_any_number_of_rows(client: Client, services: Services, points: str) -> None:
@@ -82,7 +86,7 @@ def test_the_last_of_many_rows_with_one_id_is_the_one_that_stays(client: Client,
     outcomes = [result.outcome for result in client.upsert_stream(points, (point("a", n) for n in range(2000)))]
     assert outcomes[-1] is UpsertOutcome.STORED
     assert set(outcomes) <= {UpsertOutcome.STORED, UpsertOutcome.SUPERSEDED}
-    assert client.get(points, ["a"]).records[0].attributes == {"n": 1999}
+    assert client.get(points, ["a"], read_your_writes=True).records[0].attributes == {"n": 1999}
 
 
 def test_a_row_that_changes_back_and_forth_ends_as_it_was_sent_last(
@@ -98,7 +102,7 @@ def test_a_row_that_changes_back_and_forth_ends_as_it_was_sent_last(
 
         outcomes = {result.outcome for result in client.upsert_stream(photos, items(), if_content_changed=True)}
         assert UpsertOutcome.FAILED not in outcomes
-        [record] = client.get(photos, ["a"]).records
+        [record] = client.get(photos, ["a"], read_your_writes=True).records
         assert record.content_sha256 == hashlib.sha256(images[(29 + last) % 2]).hexdigest()
     [again] = client.upsert_stream(photos, [Item("a", image=images[0])], if_content_changed=True)
     assert again.outcome is UpsertOutcome.UNCHANGED
@@ -174,7 +178,7 @@ with Client(sys.argv[1]) as client:
         acknowledged = [process.stdout.readline().strip() for _ in range(400)]
         process.kill()
         assert {result.outcome for result in other.result(60)} == {UpsertOutcome.STORED}
-    assert client.get(points, acknowledged).missing_ids == ()
+    assert client.get(points, acknowledged, read_your_writes=True).missing_ids == ()
     assert client.count(points, filter="id in {ids}", filter_values={"ids": [str(n) for n in range(2000)]}) == 2000
 
 

@@ -1,4 +1,4 @@
-"""Searches on real Milvus Lite: batches, ranges, folding, and how far they look."""
+"""Searches on real Milvus: batches, ranges, folding, and how far they look."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def around(query: Vector, cosines: Sequence[float], seed: int = 3) -> list[Row]:
 
 
 async def search(searches: Searcher, *queries: Query | ServiceError, **params: Any) -> SearchResult:
-    return await searches.search("photos", "", queries, SearchParams(**params), deadline=within())
+    return await searches.search(
+        "photos", "", queries, SearchParams(read_your_writes=True, **params), deadline=within()
+    )
 
 
 def found(outcome: Sequence[Hit] | ServiceError) -> list[str]:
