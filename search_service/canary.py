@@ -66,12 +66,14 @@ class Canary:
         store: where to search.
         interval: seconds between two comparisons, at least; 0 for none at all.
         max_rows: rows that an exact search may have to read, at most.
+        rest: how many times as long as a comparison took none follows, at least.
     """
 
-    def __init__(self, store: MilvusStore, *, interval: float, max_rows: int) -> None:
+    def __init__(self, store: MilvusStore, *, interval: float, max_rows: int, rest: float = REST) -> None:
         self._store = store
         self._interval = interval
         self._max_rows = max_rows
+        self._rest = rest
         self._slot: _Sample | None = None
         self._filled = asyncio.Event()
         self._accepting = False
@@ -88,6 +90,7 @@ class Canary:
 
     async def aclose(self) -> None:
         """Ends, cancelling the comparison that runs."""
+        self._stop_taking()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -136,10 +139,13 @@ class Canary:
         try:
             await draining.wait()
         finally:
-            self._accepting = False
-            self._slot = None
+            self._stop_taking()
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+
+    def _stop_taking(self) -> None:
+        self._accepting = False
+        self._slot = None
 
     async def _work(self) -> None:
         # Replicas that were started together shall not read all vectors together.
@@ -151,7 +157,7 @@ class Canary:
             started = time.monotonic()
             if sample is not None:
                 await self._handle(sample)
-            await asyncio.sleep(max(self._interval, REST * (time.monotonic() - started)))
+            await asyncio.sleep(max(self._interval, self._rest * (time.monotonic() - started)))
 
     async def _handle(self, sample: _Sample) -> None:
         try:

@@ -38,6 +38,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
         ("collections", "create-version"),
         ("collections", "switch"),
         ("evaluate",),
+        ("recall",),
         ("caltech101",),
     ],
 )
