@@ -23,8 +23,8 @@ def register(subparsers: Any) -> None:
         "recall",
         help="measure how much of the exact answer the index finds",
         description="Searches by a sample of the stored rows, or by images, once exactly and once with each ef, and "
-        "says which share of the most similar rows the index finds (recall@k), and how long both take. Nothing should be "
-        "written to the collection meanwhile.",
+        "says which share of the most similar rows the index finds (recall@k), and how long both take. Nothing should "
+        "be written to the collection meanwhile.",
     )
     parser.add_argument("--collection", required=True, metavar="NAME", help="collection to look at")
     parser.add_argument(
