@@ -44,5 +44,5 @@ class SearchSettings(ServerSettings):
         min=0,
     )
     canary_max_rows: int = setting(
-        200_000, "Rows that such a comparison reads at most; where there are more, there is none.", min=1
+        100_000, "Rows that such a comparison reads at most; where there are more, there is none.", min=1
     )
