@@ -48,8 +48,8 @@ def register(subparsers: Any) -> None:
         "--min-recall",
         type=_share,
         metavar="X",
-        help="end with exit code 1 if the mean recall@k with the service's own ef, or with one that --ef names, is below "
-        "X, 0 to 1",
+        help="end with exit code 1 if the mean recall@k with the service's own ef, or with one that --ef names, is "
+        "below X, 0 to 1",
     )
     add_target(parser)
     parser.set_defaults(run=run)
