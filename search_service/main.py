@@ -28,9 +28,13 @@ async def serve(settings: SearchSettings) -> int:
     )
     targets = [target.strip() for target in settings.embedder.split(",")]
     clients = [EmbedderClient(target, settings.max_message_bytes) for target in targets]
-    async with store, aclosing(Embedders(clients)) as embedders:
-        service = SearchService(store, embedders, settings)
+    async with (
+        store,
+        aclosing(Embedders(clients)) as embedders,
+        aclosing(SearchService(store, embedders, settings)) as service,
+    ):
         server = Server(settings)
+        service.start(server.draining)
         rpc = SearchRpc(service, settings, str(store.backend), server.draining)
         search_pb2_grpc.add_SearchServiceServicer_to_server(rpc, server.grpc)
         return await server.run((SERVICE_NAME,), service.check)

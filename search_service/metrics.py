@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -32,6 +32,17 @@ _INDEX_INFO = Gauge(
     ["collection", "fingerprint", "index_type", "metric_type", "m", "ef_construction"],
 )
 _ENTITIES = Gauge("search_collection_entities", "Rows of the serving version of a collection.", ["collection"])
+_CANARY_RECALL = Gauge(
+    "search_canary_recall_ratio",
+    "Recall@k of the index of a collection's serving version, mean of the last queries that were compared.",
+    ["collection"],
+)
+_CANARY_SUCCESS = Gauge(
+    "search_canary_last_success_timestamp_seconds",
+    "When the index of a collection was last compared with the exact answer.",
+    ["collection"],
+)
+_CANARY_QUERIES = Counter("search_canary_queries_total", "Queries that the canary took, by outcome.", ["outcome"])
 
 
 @contextmanager
@@ -62,3 +73,21 @@ def show_collections(states: Iterable[CollectionState]) -> None:
         labels = (state.name, version.space.fingerprint, index.type, METRIC, m, ef_construction)
         _INDEX_INFO.labels(*labels).set(1)
         _ENTITIES.labels(state.name).set(state.serving.rows)
+
+
+def count_canary(outcomes: Mapping[str, int]) -> None:
+    """Counts queries that the canary took, by outcome: compared, empty, stale, too_large or failed."""
+    for outcome, queries in outcomes.items():
+        _CANARY_QUERIES.labels(outcome).inc(queries)
+
+
+def show_canary(collection: str, recall: float) -> None:
+    """Shows the recall of a collection's index, as of now."""
+    _CANARY_RECALL.labels(collection).set(recall)
+    _CANARY_SUCCESS.labels(collection).set_to_current_time()
+
+
+def forget_canary(collection: str) -> None:
+    """Makes the canary's gauges of a collection disappear."""
+    _CANARY_RECALL.remove(collection)
+    _CANARY_SUCCESS.remove(collection)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from search_service import metrics
+from search_service.canary import Canary
 from search_service.embedder_client import image_fault
 from search_service.embedders import Embedders
 from search_service.filters import Filter
@@ -92,10 +93,13 @@ class _Asked:
 class Searcher:
     """Answers batches of queries; a single search is a batch of one."""
 
-    def __init__(self, store: MilvusStore, embedders: Embedders, settings: SearchSettings) -> None:
+    def __init__(
+        self, store: MilvusStore, embedders: Embedders, settings: SearchSettings, canary: Canary | None = None
+    ) -> None:
         self._store = store
         self._embedders = embedders
         self._settings = settings
+        self._canary = canary
 
     async def search(
         self,
@@ -127,6 +131,9 @@ class Searcher:
         if asked:
             with timings.stage("search"):
                 outcomes.update(await looking.hits(asked))
+            if self._canary is not None:
+                vectors_asked = (query.vector for query in asked.values())
+                self._canary.offer(version, tenant, params.filter, vectors_asked, k=params.wanted, ef=looking.ef)
         for position in asked:
             metrics.RESULTS.observe(len(outcomes[position]))  # type: ignore[arg-type]
         ordered = [outcomes[position] for position in range(len(queries))]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Container, Sequence
 from contextlib import aclosing
 
 from search_service import metrics
+from search_service.canary import Canary
 from search_service.embedder_client import image_fault
 from search_service.embedders import Embedders
 from search_service.filters import Filter
@@ -33,10 +35,19 @@ class SearchService:
         self._store = store
         self._embedders = embedders
         self._writer = Writer(store, embedders)
-        self._searcher = Searcher(store, embedders, settings)
+        self._canary = Canary(store, interval=settings.canary_interval, max_rows=settings.canary_max_rows)
+        self._searcher = Searcher(store, embedders, settings, self._canary)
         self._settings = settings
         self._scans = 0
         self._gauges_due = 0.0
+
+    def start(self, draining: asyncio.Event) -> None:
+        """Begins what the service does by itself, until `draining` is set."""
+        self._canary.start(draining)
+
+    async def aclose(self) -> None:
+        """Ends what the service does by itself."""
+        await self._canary.aclose()
 
     # ---- Collections
 
@@ -210,7 +221,9 @@ class SearchService:
         now = time.monotonic()
         await self._store.ping(deadline=now + _CHECK_TIMEOUT)
         if now >= self._gauges_due:  # counting rows is dear on Milvus Lite, and so are many collections anywhere
-            metrics.show_collections(await self._store.list_collections(deadline=now + _CHECK_TIMEOUT))
+            states = await self._store.list_collections(deadline=now + _CHECK_TIMEOUT)
+            metrics.show_collections(states)
+            self._canary.retain(state.serving.version for state in states if state.serving is not None)
             self._gauges_due = now + _GAUGES_INTERVAL
 
     # ---- Limits

@@ -37,3 +37,12 @@ class SearchSettings(ServerSettings):
     max_ef: int = setting(4096, "Largest `ef` of a search.", min=1)
     max_filter_bytes: int = setting(16 << 10, "Largest filter, its values included, in bytes.", min=1)
     max_filter_depth: int = setting(32, "Deepest nesting of brackets in a filter.", min=1)
+    canary_interval: float = setting(
+        60.0,
+        "Seconds between two comparisons of the HNSW index with the exact answer, on queries that came; at least 50 "
+        "times as long as one takes. 0: none.",
+        min=0,
+    )
+    canary_max_rows: int = setting(
+        100_000, "Rows that such a comparison reads at most; where there are more, there is none.", min=1
+    )
