@@ -15,7 +15,7 @@ from workbench.progress import progress
 
 # A batch waits for those before it: generous, because giving up early throws finished work away.
 _CALL_SECONDS = 120.0
-# Seconds between the attempts at what failed for a passing reason: twice as long each time; the service may ask for more.
+# Seconds between the attempts at what failed for a passing reason: doubled each time; the service may ask for more.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
 # Seconds after which a batch of which nothing could be stored is given up: enough to start whatever has died again.

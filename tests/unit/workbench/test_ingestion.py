@@ -160,7 +160,7 @@ async def test_a_service_that_comes_back_finds_the_ingest_waiting(tmp_path, monk
     servicer = _Servicer(call_error=grpc.StatusCode.UNAVAILABLE)
     async with _client(servicer) as client, asyncio.timeout(20):
         storing = asyncio.create_task(ingest(client, "photos", _files(tmp_path, "a.jpg", "b.jpg")))
-        while len(servicer.batches) < 10:  # the client by itself makes four of each
+        while len(servicer.batches) < 10:  # noqa: ASYNC110 - the client by itself makes four of each
             await asyncio.sleep(0.01)
         servicer.come_back()
         report = await storing
