@@ -19,8 +19,8 @@ ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness soak test milvus fuzz lint format protos \
-	docs constraints clean
+.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness soak test milvus fuzz faults lint format \
+	protos docs constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make te
 
 fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,500.
 	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
+
+faults: $(TEST_STAMPS)  ## Hours: 5,000 hostile rows and filters, 20 times kill -9 of each process in an ingest of 50,000 rows.
+	LOOKALIKE_CASES=5000 $(BIN)/python -m pytest -s tests/integration/test_hostile_rows.py
+	LOOKALIKE_KILLS=20 LOOKALIKE_CRASH_ROWS=50000 $(BIN)/python -m pytest -s tests/integration/test_crash.py
 
 lint: $(DEV_STAMP)  ## Check format, style, types, the contract, and that its stubs are up to date.
 	$(BIN)/ruff format --check .

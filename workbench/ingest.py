@@ -15,9 +15,11 @@ from workbench.progress import progress
 
 # A batch waits for those before it: generous, because giving up early throws finished work away.
 _CALL_SECONDS = 120.0
-# Seconds between the attempts at what failed for a passing reason; the service may ask for more.
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-_LONGEST_PAUSE = 30.0
+# Seconds between the attempts at what failed for a passing reason: doubled each time; the service may ask for more.
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 15.0
+# Seconds after which a batch of which nothing could be stored is given up: enough to start whatever has died again.
+_PATIENCE = 300.0
 _PASSING = frozenset(
     {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
 )
@@ -60,7 +62,8 @@ async def ingest(
     """Stores image files in a collection that exists. Rows that hold the same image already are left alone.
 
     No more than `batch` times `concurrency` images are in memory. What fails as UNAVAILABLE, RESOURCE_EXHAUSTED or
-    DEADLINE_EXCEEDED is tried again some times. When a whole call fails nevertheless, the rest is not sent.
+    DEADLINE_EXCEEDED is tried again until nothing of its batch could be stored for five minutes. When a whole call
+    fails nevertheless, the rest is not sent.
 
     Args:
         files: what to store; the attribute `class` of a row is the file's label, its source the absolute path.
@@ -130,21 +133,25 @@ async def _store(
 ) -> tuple[list[Failure], LookalikeError | None]:
     """Stores one batch; returns what failed, and the error of the whole call, if it was that."""
     items, failures = await asyncio.to_thread(_read, files, limits.max_image_bytes)
-    pauses = iter(_PAUSES)
+    pause, give_up = _FIRST_PAUSE, time.monotonic() + _PATIENCE
     while items:
         results, call_error = await _upsert(client, collection, items)
         report.stored += sum(result.outcome is UpsertOutcome.STORED for result in results)
         report.unchanged += sum(result.outcome is UpsertOutcome.UNCHANGED for result in results)
         errors = {result.id: result.error for result in results if result.error is not None}
         again = {id for id, error in errors.items() if error.code in _PASSING}
-        pause = next(pauses, None) if again else None
-        final = errors if pause is None else {id: error for id, error in errors.items() if id not in again}
-        failures += [Failure(id, str(error)) for id, error in final.items()]
-        if pause is None:
+        if len(errors) < len(items):
+            pause, give_up = _FIRST_PAUSE, time.monotonic() + _PATIENCE
+        asked = max((errors[id].retry_after or 0.0 for id in again), default=0.0)
+        wait = min(max(pause, asked), _LONGEST_PAUSE)
+        if time.monotonic() + wait > give_up:
+            again = set()
+        failures += [Failure(id, str(error)) for id, error in errors.items() if id not in again]
+        if not again:
             return failures, call_error
         items = [item for item in items if item.id in again]
-        asked = max(errors[id].retry_after or 0.0 for id in again)
-        await asyncio.sleep(min(max(pause, asked), _LONGEST_PAUSE))
+        await asyncio.sleep(wait)
+        pause *= 2
     return failures, None
 
 
