@@ -30,6 +30,10 @@ class Flusher:
         self._waiting[collection] = self._waiting.get(collection, 0) + rows
         self._schedule(collection)
 
+    def waiting(self, collection: str) -> int:
+        """How many writes there were since the last flush began."""
+        return self._waiting.get(collection, 0)
+
     async def close(self) -> None:
         """Stop, after the flushes that run. What then waits is flushed by the engine when it closes."""
         for timer in self._timers.values():
