@@ -15,9 +15,9 @@ from service_kit.errors import FailedPrecondition
 class Security:
     """What a client shows to a Milvus server, and what it wants to see. Files are PEM; a token is never logged.
 
-    A server at an https address is checked against `ca`, by default against the certificate authorities that gRPC brings
-    along, and against its host name, or `server_name` where the address has another. With `client_cert` and `client_key`
-    the client is authenticated too (mutual TLS).
+    A server at an https address is checked against `ca`, by default against the certificate authorities that gRPC
+    brings along, and against its host name, or `server_name` where the address has another. With `client_cert` and
+    `client_key` the client is authenticated too (mutual TLS).
     """
 
     token: str = field(default="", repr=False)
@@ -56,7 +56,7 @@ class Security:
         """What `MilvusClient` takes for it.
 
         Raises:
-            FailedPrecondition: options that do not go with the address or with each other, or a file that cannot be read.
+            FailedPrecondition: options that do not go with the address or each other, or a file that cannot be read.
         """
         parts = urlsplit(uri)
         if parts.username is not None or parts.password is not None:
@@ -85,6 +85,9 @@ class Security:
             # pymilvus takes the root certificates from here if the client shows none of its own.
             options["server_pem_path"] = str(self.ca)
         return options
+
+
+NO_SECURITY = Security()
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -33,7 +33,7 @@ from search_service.milvus_exact import Nearest
 from search_service.milvus_features import Backend
 from search_service.milvus_joined import Joiner
 from search_service.milvus_rows import EncodedRow
-from search_service.milvus_security import Security
+from search_service.milvus_security import NO_SECURITY, Security
 from search_service.naming import check_id, check_tenant, primary_key
 from search_service.records import (
     ALL_BUT_VECTOR,
@@ -84,7 +84,7 @@ class MilvusStore(Catalog):
         self,
         uri: str,
         *,
-        security: Security = Security(),
+        security: Security = NO_SECURITY,
         db_name: str = "",
         connect_timeout: float = 5.0,
         call_timeout: float = 10.0,
