@@ -58,7 +58,7 @@ class Client(Connection):
         Args:
             name: a letter, then letters, digits and single underscores, at most 128 characters.
             space: where its vectors live; None means the space of the embedder's model.
-            index: how vectors are indexed; None means HNSW with the service's defaults.
+            index: how vectors are indexed; None means the service's choice, as `IndexType` tells.
             multi_tenant: whether rows belong to tenants. Cannot be changed later.
             if_not_exists: returns the collection that has the name, whatever it is like, instead of ALREADY_EXISTS.
         """
@@ -94,7 +94,7 @@ class Client(Connection):
         Args:
             name: the collection.
             space: where its vectors live; None means the space of the (first) embedder's model.
-            index: how vectors are indexed; None means HNSW with the service's defaults.
+            index: how vectors are indexed; None means the service's choice, as `IndexType` tells.
 
         >>> version = client.create_collection_version("photos")
         >>> client.switch_collection_version("photos", version.version)  # when it has been filled

@@ -32,7 +32,12 @@ from search_service.writes import Item, Outcome
 from service_kit.errors import InvalidArgument, ServiceError, Unimplemented
 from service_kit.status import to_status
 
-_INDEX_TYPES: dict[IndexType, pb.IndexType.ValueType] = {"FLAT": pb.INDEX_TYPE_FLAT, "HNSW": pb.INDEX_TYPE_HNSW}
+_INDEX_TYPES: dict[IndexType, pb.IndexType.ValueType] = {
+    "FLAT": pb.INDEX_TYPE_FLAT,
+    "HNSW": pb.INDEX_TYPE_HNSW,
+    "HNSW_SQ8": pb.INDEX_TYPE_HNSW_SQ8,
+}
+_KNOWN_INDEX_TYPES = {number: name for name, number in _INDEX_TYPES.items()}
 _STATES: dict[Role, pb.VersionState.ValueType] = {
     "serving": pb.VERSION_STATE_SERVING,
     "filling": pb.VERSION_STATE_FILLING,
@@ -54,14 +59,18 @@ def space_from(message: pb.VectorSpace) -> VectorSpace:
     return VectorSpace(message.model_fingerprint, message.dimension)
 
 
-def index_from(message: pb.IndexSpec) -> IndexSpec:
-    """Returns an index, with defaults in the place of what is unset; the store checks it."""
-    if message.type == pb.INDEX_TYPE_FLAT:
-        return IndexSpec("FLAT")
-    if message.type not in (pb.INDEX_TYPE_UNSPECIFIED, pb.INDEX_TYPE_HNSW):
-        raise Unimplemented("this server has the index types FLAT and HNSW only")
+def index_from(message: pb.IndexSpec) -> IndexSpec | None:
+    """Returns an index, with defaults in the place of what is unset; None where it is the service's choice."""
     default = IndexSpec()
-    return IndexSpec("HNSW", message.m or default.m, message.ef_construction or default.ef_construction)
+    if message.type == pb.INDEX_TYPE_UNSPECIFIED:
+        if not (message.m or message.ef_construction):
+            return None
+        index_type = default.type  # the parameters are its own
+    elif message.type in _KNOWN_INDEX_TYPES:
+        index_type = _KNOWN_INDEX_TYPES[message.type]
+    else:
+        raise Unimplemented(f"this server has the index types {', '.join(_INDEX_TYPES)} only")
+    return IndexSpec(index_type, message.m or default.m, message.ef_construction or default.ef_construction)
 
 
 def item_from(message: pb.UpsertItem) -> Item | InvalidArgument:
@@ -238,19 +247,20 @@ def _served_by_to(result: SearchResult, params: pb.SearchParams) -> pb.ServedBy:
 
 def _version_to(state: VersionState, role: pb.VersionState.ValueType) -> pb.CollectionVersion:
     version = state.version
-    hnsw = version.index.type == "HNSW"
+    graph = version.index.is_graph
     return pb.CollectionVersion(
         version=version.number,
         physical_name=version.physical_name,
         space=_space_to(version.space),
         index=pb.IndexSpec(
             type=_INDEX_TYPES[version.index.type],
-            m=version.index.m if hnsw else 0,
-            ef_construction=version.index.ef_construction if hnsw else 0,
+            m=version.index.m if graph else 0,
+            ef_construction=version.index.ef_construction if graph else 0,
         ),
         state=role,
         row_count=state.rows,
         indexed_row_count=state.indexed_rows,
+        memory_bytes=state.memory_bytes,
         create_time=_timestamp(version.created_ms),
     )
 

@@ -19,7 +19,7 @@ Scalar = None | bool | int | float | str
 Value = Scalar | Sequence[Scalar]
 
 # A string ends where Milvus ends it: a backslash takes the next character with it, and a line break is not allowed.
-_TOKEN = re.compile(
+TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+)
       | (?P<string>"(?:[^"\\\r\n]|\\[^\r\n])*"|'(?:[^'\\\r\n]|\\[^\r\n])*')
       | (?P<placeholder>\{[A-Za-z_][A-Za-z0-9_]*\})
@@ -63,7 +63,7 @@ def render(condition: Filter, *, max_bytes: int = 65_536, max_depth: int = 32) -
     used: set[str] = set()
     position, previous = 0, "space"
     while position < len(source):
-        token = _TOKEN.match(source, position)
+        token = TOKEN.match(source, position)
         if token is None:
             raise _unexpected(source, position)
         kind, text = str(token.lastgroup), token.group()

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from lookalike.search.v1 import search_pb2_grpc
 from search_service.embedder_client import EmbedderClient
 from search_service.embedders import Embedders
+from search_service.milvus_security import Security
 from search_service.rpc import SERVICE_NAME, SearchRpc
 from search_service.service import SearchService
 from search_service.settings import PREFIX, SearchSettings
@@ -19,9 +20,17 @@ from service_kit.server import Server
 
 async def serve(settings: SearchSettings) -> int:
     """Serves until a signal comes; returns the exit code."""
+    security = Security.of(
+        token=settings.milvus_token,
+        token_file=settings.milvus_token_file,
+        ca=settings.milvus_ca,
+        client_cert=settings.milvus_client_cert,
+        client_key=settings.milvus_client_key,
+        server_name=settings.milvus_server_name,
+    )
     store = MilvusStore(
         settings.milvus_uri,
-        token=settings.milvus_token,
+        security=security,
         db_name=settings.milvus_database,
         max_filter_bytes=settings.max_filter_bytes,
         max_filter_depth=settings.max_filter_depth,

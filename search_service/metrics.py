@@ -32,6 +32,8 @@ _INDEX_INFO = Gauge(
     ["collection", "fingerprint", "index_type", "metric_type", "m", "ef_construction"],
 )
 _ENTITIES = Gauge("search_collection_entities", "Rows of the serving version of a collection.", ["collection"])
+_INDEXED = Gauge("search_collection_indexed_entities", "Those of them that its index covers.", ["collection"])
+_MEMORY = Gauge("search_collection_memory_bytes", "Memory of its vectors and index, estimated.", ["collection"])
 _CANARY_RECALL = Gauge(
     "search_canary_recall_ratio",
     "Recall@k of the index of a collection's serving version, mean of the last queries that were compared.",
@@ -63,16 +65,19 @@ def upstream(name: str, method: str) -> Iterator[None]:
 def show_collections(states: Iterable[CollectionState]) -> None:
     """Brings the gauges of the collections up to date; those of deleted ones disappear."""
     _INDEX_INFO.clear()
-    _ENTITIES.clear()
+    for gauge in (_ENTITIES, _INDEXED, _MEMORY):
+        gauge.clear()
     for state in states:
         if state.serving is None:
             continue
         version = state.serving.version
         index = version.index
-        m, ef_construction = (index.m, index.ef_construction) if index.type == "HNSW" else ("", "")
+        m, ef_construction = (index.m, index.ef_construction) if index.is_graph else ("", "")
         labels = (state.name, version.space.fingerprint, index.type, METRIC, m, ef_construction)
         _INDEX_INFO.labels(*labels).set(1)
         _ENTITIES.labels(state.name).set(state.serving.rows)
+        _INDEXED.labels(state.name).set(state.serving.indexed_rows)
+        _MEMORY.labels(state.name).set(state.serving.memory_bytes)
 
 
 def count_canary(outcomes: Mapping[str, int]) -> None:

@@ -92,6 +92,10 @@ class Access:
                 f"Milvus did not acknowledge the {operation} in time, and may or may not carry it out: send it again"
             ) from error
 
+    def unflushed(self, collection: str) -> int:
+        """How many rows of Milvus Lite were written and wait for a flush; 0 for a server."""
+        return self._flusher.waiting(collection)
+
     async def close(self) -> None:
         """Wait for the writes and flushes that run."""
         await asyncio.gather(*self._running, return_exceptions=True)

@@ -100,8 +100,8 @@ def search(
     output: Sequence[OutputField],
     level: Consistency,
 ) -> Call[list[list[Hit]]]:
-    """The hits of each query; `ef` is for HNSW alone."""
-    params = {"ef": ef} if version.index.type == "HNSW" else {}
+    """The hits of each query; `ef` is for graphs alone."""
+    params = {"ef": ef} if version.index.is_graph else {}
 
     def call(client: Client, timeout: float) -> list[list[Hit]]:
         answer = client.search(

@@ -7,8 +7,10 @@ import time
 from collections import defaultdict
 
 from search_service import milvus_calls, milvus_schema
+from search_service.index_memory import memory_bytes
 from search_service.milvus_access import Access
 from search_service.milvus_connection import Client, MilvusConnection
+from search_service.milvus_features import Backend
 from search_service.naming import check_collection_name, check_fingerprint, parse_physical_name, physical_name
 from search_service.records import (
     CollectionState,
@@ -30,6 +32,9 @@ _SERVING_SECONDS = 1.0
 
 class Catalog:
     """What collections there are. For deadlines and errors in common see `search_service.store`."""
+
+    backend: Backend
+    """What Milvus there is; known once the store is open."""
 
     def __init__(self, connection: MilvusConnection, access: Access) -> None:
         self._connection = connection
@@ -53,6 +58,7 @@ class Catalog:
         Raises:
             AlreadyExists: there is a collection of that name.
             InvalidArgument: a name, fingerprint, dimension or index that is not allowed.
+            Unimplemented: this Milvus does not have that type of index.
         """
         check_collection_name(name)
         async with self._defining:
@@ -237,14 +243,17 @@ class Catalog:
         def call(client: Client, timeout: float) -> VersionState:
             loaded = client.get_load_state(physical, timeout=timeout)["state"].name == "Loaded"
             index = client.describe_index(physical, "vector", timeout=timeout)
+            # The statistics of a server still count deleted rows.
+            rows = milvus_calls.count(version, "", "Bounded")(client, timeout) if loaded else 0
             return VersionState(
                 version=version,
                 serving=version == serving,
                 loaded=loaded,
-                # The statistics of a server still count deleted rows.
-                rows=milvus_calls.count(version, "", "Bounded")(client, timeout) if loaded else 0,
+                rows=rows,
                 index_state=str(index["state"]),
-                indexed_rows=int(index["indexed_rows"]),
+                # Milvus counts deleted and replaced rows, and Milvus Lite those, too, that are not flushed.
+                indexed_rows=max(0, min(rows, int(index["indexed_rows"])) - self._access.unflushed(physical)),
+                memory_bytes=memory_bytes(version, rows),
             )
 
         return await self._access.read(physical, "describe", call, deadline)
@@ -259,6 +268,8 @@ class Catalog:
         deadline: float,
     ) -> CollectionVersion:
         _check(space, index)
+        if index.type == "HNSW_SQ8":
+            self.backend.require("hnsw_sq")
         version = CollectionVersion(
             collection=name,
             number=number,
@@ -316,8 +327,6 @@ def _check(space: VectorSpace, index: IndexSpec) -> None:
     check_fingerprint(space.fingerprint)
     if not 2 <= space.dimension <= MAX_DIMENSION:
         raise InvalidArgument(f"dimension {space.dimension} is not allowed: use 2 to {MAX_DIMENSION}")
-    if index.type not in ("HNSW", "FLAT"):
-        raise InvalidArgument(f"index type {index.type!r} is not known: use HNSW or FLAT")
     # The contract's ranges, narrower than those of Milvus: beyond them an index only gets slow, or useless.
     if not 2 <= index.m <= 100:
         raise InvalidArgument(f"index.m {index.m} is not allowed: use 2 to 100, or leave it out for {DEFAULT_INDEX.m}")

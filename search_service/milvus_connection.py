@@ -20,6 +20,7 @@ from pymilvus import MilvusClient
 
 from search_service import metrics, milvus_local
 from search_service.milvus_errors import Failure, translate
+from search_service.milvus_security import Security
 from service_kit.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class MilvusConnection:
         self,
         uri: str,
         *,
-        token: str,
+        security: Security,
         db_name: str,
         connect_timeout: float,
         call_timeout: float,
@@ -63,7 +64,7 @@ class MilvusConnection:
     ) -> None:
         self.uri = uri
         self.local = milvus_local.is_local(uri)
-        self._token = token
+        self._security = security
         self._db_name = db_name
         self._connect_timeout = connect_timeout
         self._call_timeout = call_timeout
@@ -145,12 +146,13 @@ class MilvusConnection:
             raise _Failed(failure) from error
 
     def _connect(self, _: Client, timeout: float) -> Client:
+        security = self._security.options(self.uri)
         try:
             if self.local:
                 Path(self.uri).parent.mkdir(parents=True, exist_ok=True)
             return MilvusClient(
                 uri=self.uri,
-                token=self._token,
+                **security,
                 db_name=self._db_name,
                 timeout=min(timeout, self._connect_timeout),
                 # A shared connection would outlive its client.

@@ -53,6 +53,7 @@ _EXISTS = _Kind(AlreadyExists)
 _DENIED = _Kind(FailedPrecondition, advice="check the Milvus token of this service and its rights")
 _UNSUPPORTED = _Kind(Unimplemented, advice="use another option, or a newer Milvus server")
 _CONFIGURATION = _Kind(FailedPrecondition, advice="check the Milvus address in the settings")
+_UNTRUSTED = _Kind(FailedPrecondition, advice="check the TLS settings of this service and the certificate of Milvus")
 _UNKNOWN = _Kind(Internal, advice="look into the log of Milvus")
 
 _BY_CODE: dict[int, _Kind] = {
@@ -135,6 +136,9 @@ _BY_STATUS: dict[grpc.StatusCode, _Kind] = {
     grpc.StatusCode.UNIMPLEMENTED: _UNSUPPORTED,
 }
 
+# What gRPC says when it is connected and TLS fails.
+_NO_TRUST = ("certificate", "hostname verification", "unwrap failed", "wrong_version_number", "wrong version number")
+
 _BY_CLASS: tuple[tuple[type[Exception], _Kind], ...] = (
     (pymilvus.ConnectionConfigException, _CONFIGURATION),
     (pymilvus.ParamError, _INVALID),
@@ -152,11 +156,15 @@ def translate(error: Exception, operation: str) -> Failure | None:
         error: what a call of pymilvus raised.
         operation: what was being done, for the message: "search", "upsert".
     """
+    if isinstance(error, pymilvus.MilvusException) and isinstance(error.__cause__, grpc.RpcError):
+        error = error.__cause__  # when it cannot connect, pymilvus says so and no more
     if isinstance(error, pymilvus.MilvusException):
         kind, code, text = _kind_of(error), str(error.code), str(error.message)
     elif isinstance(error, grpc.RpcError):
         status = error.code()
         kind, code, text = _BY_STATUS.get(status, _UNKNOWN), str(status.name), str(error.details() or "")
+        if any(part in text.lower() for part in _NO_TRUST):
+            kind = _UNTRUSTED
     else:
         return None
     # What follows the first line draws an arrow under the expression, or is a stack trace of the server.

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from search_service.records import IndexSpec
+from service_kit.errors import Unimplemented
+
 Version = tuple[int, int, int]
 FeatureName = Literal[
     "hnsw_sq",
@@ -67,6 +70,24 @@ class Backend:
         if self.local:
             return feature.lite
         return feature.server_since is not None and self.version >= feature.server_since
+
+    @property
+    def default_index(self) -> IndexSpec:
+        """The index of collections for which none was chosen.
+
+        Milvus Lite walks over all rows in any search. There HNSW saves a part of the time at most, misses rows that its
+        graph does not reach, and makes exact searches read the whole collection.
+        """
+        return IndexSpec("FLAT") if self.local else IndexSpec("HNSW")
+
+    def require(self, name: FeatureName) -> None:
+        """Raises Unimplemented, with who has it, unless it is known to have a feature."""
+        if not self.has(name):
+            feature = FEATURES[name]
+            having = ["Milvus Lite"] if feature.lite else []
+            if feature.server_since:
+                having.append(f"Milvus servers from {'.'.join(map(str, feature.server_since))}")
+            raise Unimplemented(f"{self} has no {feature.what}; those that have: {', '.join(having) or 'none known'}")
 
     def __str__(self) -> str:
         return f"{'Milvus Lite' if self.local else 'Milvus'} {'.'.join(map(str, self.version))}"

@@ -22,6 +22,7 @@ class Flusher:
         self._quiet_seconds = quiet_seconds
         self._max_rows = max_rows
         self._waiting: dict[str, int] = {}
+        self._flushing: dict[str, int] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -29,6 +30,10 @@ class Flusher:
         """To be told of every acknowledged write, deletions too."""
         self._waiting[collection] = self._waiting.get(collection, 0) + rows
         self._schedule(collection)
+
+    def waiting(self, collection: str) -> int:
+        """How many rows have been written and not been flushed yet."""
+        return self._waiting.get(collection, 0) + self._flushing.get(collection, 0)
 
     async def close(self) -> None:
         """Stop, after the flushes that run. What then waits is flushed by the engine when it closes."""
@@ -49,7 +54,7 @@ class Flusher:
             self._running[collection] = asyncio.create_task(self._run(collection))
 
     async def _run(self, collection: str) -> None:
-        del self._waiting[collection]
+        self._flushing[collection] = self._waiting.pop(collection)
         try:
             await self._flush(collection)
         except ServiceError as error:
@@ -57,5 +62,6 @@ class Flusher:
             _log.warning("could not flush %s: %s", collection, error.message)
         finally:
             del self._running[collection]
+            del self._flushing[collection]
         if collection in self._waiting:
             self._schedule(collection)

@@ -41,9 +41,13 @@ def schema(version: CollectionVersion) -> Any:
 def index(version: CollectionVersion) -> Any:
     """The index of the vector field."""
     spec = version.index
-    params = {"M": spec.m, "efConstruction": spec.ef_construction} if spec.type == "HNSW" else {}
+    params: dict[str, Any] = {"M": spec.m, "efConstruction": spec.ef_construction} if spec.is_graph else {}
+    index_type: str = spec.type
+    if spec.type == "HNSW_SQ8":
+        # Without `refine`: that keeps a second, finer copy of the vectors in memory.
+        index_type, params = "HNSW_SQ", {**params, "sq_type": "SQ8"}
     indexes = MilvusClient.prepare_index_params()
-    indexes.add_index("vector", index_type=spec.type, metric_type=METRIC, params=params)
+    indexes.add_index("vector", index_type=index_type, metric_type=METRIC, params=params)
     return indexes
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float32]
-IndexType = Literal["HNSW", "FLAT"]
+IndexType = Literal["HNSW", "HNSW_SQ8", "FLAT"]
 Role = Literal["serving", "filling", "retired"]
 # The fields of a stored row a caller may ask for. The id always comes back.
 OutputField = Literal["attributes", "source", "content_sha256", "model_fingerprint", "updated_ms", "vector"]
@@ -51,12 +51,18 @@ class IndexSpec:
     """The vector index of a version.
 
     HNSW (Malkov and Yashunin, arXiv:1603.09320) is approximate: `m` is the degree of its graph, `ef_construction` the
-    breadth of the search while building. FLAT compares with every row, is exact, and best below about 10,000 rows.
+    breadth of the search while building. HNSW_SQ8 is the same over vectors of 8 bits a component, so that the
+    similarities of its hits are rounded, too. FLAT compares with every row, is exact, and best below about 10,000 rows.
     """
 
     type: IndexType = "HNSW"
     m: int = 16
     ef_construction: int = 200
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is approximate, has `m` and `ef_construction`, and is searched with an `ef`."""
+        return self.type != "FLAT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,8 @@ class VersionState:
     loaded: bool
     rows: int  # on a server some seconds old; 0 while not loaded
     index_state: str  # Milvus' word: "Finished", "InProgress", "Failed", ...
-    indexed_rows: int
+    indexed_rows: int  # of `rows`, those that the index covers, or more
+    memory_bytes: int  # of the loaded vectors and index, as `search_service.index_memory` estimates
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ class _Looking:
         self._max_rows = settings.max_top_k
         self._max_bytes = settings.max_message_bytes
         self._deadline = deadline
-        self._by_graph = version.index.type == "HNSW" and not params.exact
+        self._by_graph = version.index.is_graph and not params.exact
         self.ef = self._ef(params.wanted)
         """The largest `ef` used; None without HNSW."""
 
@@ -275,7 +275,7 @@ class _Looking:
         params = self._params
         if params.max_similarity is None and params.fold_similarity is None:
             return params.wanted, params.wanted
-        if params.exact and self._version.index.type == "HNSW":  # each look compares with all rows
+        if params.exact and self._version.index.is_graph:  # each look compares with all rows
             return self._max_rows, self._max_rows
         return min(self._max_rows, max(_FIRST_LOOK_ROWS, _FIRST_LOOK * params.wanted)), self._max_rows
 

@@ -52,10 +52,14 @@ class SearchService:
     # ---- Collections
 
     async def create_collection(
-        self, name: str, space: VectorSpace | None, index: IndexSpec, *, multi_tenant: bool, deadline: float
+        self, name: str, space: VectorSpace | None, index: IndexSpec | None, *, multi_tenant: bool, deadline: float
     ) -> CollectionState:
-        """Creates an empty collection; without a `space`, in that of the first embedder's model."""
+        """Creates an empty collection; without a `space`, in that of the first embedder's model.
+
+        Without an `index` it gets the one that suits most collections on this Milvus.
+        """
         space = space or await self._embedders.default_space(deadline)
+        index = index or self._store.backend.default_index
         await self._store.create_collection(name, space, index, multi_tenant=multi_tenant, deadline=deadline)
         return await self._store.describe(name, deadline=deadline)
 
@@ -75,14 +79,15 @@ class SearchService:
             await self._store.drop_version(name, version, deadline=deadline)
 
     async def create_version(
-        self, name: str, space: VectorSpace | None, index: IndexSpec, *, deadline: float
+        self, name: str, space: VectorSpace | None, index: IndexSpec | None, *, deadline: float
     ) -> tuple[int, CollectionState]:
-        """Creates a further version, empty; without a `space`, in that of the first embedder's model.
+        """Creates a further version, empty; `space` and `index` are as in `create_collection`.
 
         Returns:
             its number, and the collection.
         """
         space = space or await self._embedders.default_space(deadline)
+        index = index or self._store.backend.default_index
         version = await self._store.create_version(name, space, index, deadline=deadline)
         return version.number, await self._store.describe(name, deadline=deadline)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from service_kit.settings import ServerSettings, setting
 
@@ -20,6 +21,13 @@ class SearchSettings(ServerSettings):
         "A path ending in .db for Milvus Lite inside this process, or the http(s)://HOST:PORT of a Milvus.",
     )
     milvus_token: str = setting("", "USER:PASSWORD or API key for Milvus.", secret=True)
+    milvus_token_file: Path | None = setting(None, "File that holds that token, instead.")
+    milvus_ca: Path | None = setting(
+        None, "PEM file of the authorities that a Milvus at an https address is checked against; none: those of gRPC."
+    )
+    milvus_client_cert: Path | None = setting(None, "PEM file of a certificate to show to Milvus (mutual TLS).")
+    milvus_client_key: Path | None = setting(None, "PEM file of that certificate's private key.")
+    milvus_server_name: str = setting("", "Name in the certificate of Milvus, where its address has another.")
     milvus_database: str = setting("", "Database in Milvus; empty for the default one.")
     embedder: str = setting(
         "127.0.0.1:50051",

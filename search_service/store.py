@@ -23,6 +23,7 @@ from typing import Self
 import numpy as np
 
 from search_service import milvus_calls, milvus_rows
+from search_service.filter_ids import with_keys
 from search_service.filters import Filter, render, string_literal
 from search_service.milvus_access import Access
 from search_service.milvus_calls import Consistency
@@ -32,6 +33,7 @@ from search_service.milvus_exact import Nearest
 from search_service.milvus_features import Backend
 from search_service.milvus_joined import Joiner
 from search_service.milvus_rows import EncodedRow
+from search_service.milvus_security import NO_SECURITY, Security
 from search_service.naming import check_id, check_tenant, primary_key
 from search_service.records import (
     ALL_BUT_VECTOR,
@@ -68,7 +70,7 @@ class MilvusStore(Catalog):
 
     Args:
         uri: a path ending in ".db" for Milvus Lite in this process, or http(s)://host:port of a server.
-        token: "user:password" or API key of a server. Never logged.
+        security: the token of a server, and how its TLS is checked.
         db_name: the server's database, empty for its default one.
         connect_timeout: seconds to wait for a connection.
         call_timeout: seconds that one attempt of a read may take, within the caller's deadline.
@@ -82,7 +84,7 @@ class MilvusStore(Catalog):
         self,
         uri: str,
         *,
-        token: str = "",
+        security: Security = NO_SECURITY,
         db_name: str = "",
         connect_timeout: float = 5.0,
         call_timeout: float = 10.0,
@@ -94,7 +96,7 @@ class MilvusStore(Catalog):
     ) -> None:
         connection = MilvusConnection(
             uri,
-            token=token,
+            security=security,
             db_name=db_name,
             connect_timeout=connect_timeout,
             call_timeout=call_timeout,
@@ -332,7 +334,7 @@ class MilvusStore(Catalog):
         _check_range("offset", offset, 0, MAX_TOP_K)
         _check_range("top_k + offset", top_k + offset, 1, MAX_TOP_K)
         expression = self._expression(version, condition, tenant)
-        if exact and version.index.type != "FLAT":
+        if exact and version.index.is_graph:
             return await self._search_exactly(version, queries, top_k, offset, condition, tenant, output, deadline)
         _check_range("ef", 1 if ef is None else ef, 1, MAX_EF)
         breadth = effective_ef(ef, top_k + offset, filtered=bool(expression))
@@ -378,6 +380,8 @@ class MilvusStore(Catalog):
         if condition is None:
             return of_tenant
         rendered = render(condition, max_bytes=self._max_filter_bytes, max_depth=self._max_filter_depth)
+        if tenant:
+            rendered = with_keys(rendered, tenant)
         return _all_of(of_tenant, rendered)
 
 

@@ -13,6 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -51,9 +52,12 @@ def free_ports(count: int) -> list[int]:
 
 
 class MilvusServer:
-    """A server whose data and log are in `folder`, and which can be made to hang and to die, and started again."""
+    """A server whose data and log are in `folder`, and which can be made to hang and to die, and started again.
 
-    def __init__(self, folder: Path) -> None:
+    `configuration` has keys of milvus.yaml in the form of environment variables.
+    """
+
+    def __init__(self, folder: Path, configuration: Mapping[str, str] | None = None) -> None:
         self.log = folder / "milvus.log"
         self._folder = folder
         proxy, self._health, etcd, peer, internal, *others = free_ports(5 + len(_COORDINATORS) + len(_NODES))
@@ -81,6 +85,7 @@ class MilvusServer:
             **{f"{role}_PORT": str(port) for role, port in zip(_COORDINATORS + _NODES, others, strict=False)},
             "PROXY_PORT": str(proxy),
             "PROXY_INTERNALPORT": str(internal),
+            **(configuration or {}),
         }
         self.start()
 

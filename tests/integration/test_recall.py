@@ -115,7 +115,7 @@ def test_the_metric_and_the_command_tell_of_a_poor_index(
 def test_images_and_filters_are_compared_and_a_flat_index_is_said_to_be_exact(
     service: ServerProcess, client: Client, demo_images: DemoImages
 ) -> None:
-    client.create_collection("photos")
+    client.create_collection("photos", index=IndexSpec(IndexType.HNSW))
     files = sorted(demo_images.copies.rglob("*.jpg"))[:40]
     items = [
         Item(f"{n}", image=file.read_bytes(), attributes={"odd": bool(n % 2)}, source=str(file))
@@ -134,6 +134,6 @@ def test_images_and_filters_are_compared_and_a_flat_index_is_said_to_be_exact(
     client.create_collection("exact", index=IndexSpec(IndexType.FLAT))
     done = recall(service, "--collection", "exact", "--min-recall", "1")
     assert (done.returncode, "exact" in done.stdout) == (0, True), done.stderr
-    client.create_collection("empty")
+    client.create_collection("empty", index=IndexSpec(IndexType.HNSW))
     done = recall(service, "--collection", "empty")
     assert (done.returncode, "has no rows" in done.stderr) == (1, True)

@@ -215,7 +215,9 @@ def test_filters_take_values_and_paging_continues_where_it_stopped(client: Clien
     assert client.count(points) == 8
 
 
-def test_exact_and_indexed_searches_say_what_served_them(client: Client, points: str) -> None:
+def test_exact_and_indexed_searches_say_what_served_them(client: Client) -> None:
+    points = "indexed"
+    client.create_collection(points, space=VectorSpace("mine", 4), index=IndexSpec(IndexType.HNSW))
     client.upsert(points, [Item(str(n), vector=point(1, n, 0, 0)) for n in range(5)])
     by_index = client.search(points, vector=point(1, 0, 0, 0), ef=100, read_your_writes=True)
     exact = client.search(points, vector=point(1, 0, 0, 0), exact=True)
@@ -223,6 +225,26 @@ def test_exact_and_indexed_searches_say_what_served_them(client: Client, points:
     assert (by_index.served_by.index_type, by_index.served_by.ef) == (IndexType.HNSW, 100)
     assert (exact.served_by.index_type, exact.served_by.ef) == (IndexType.FLAT, None)
     assert by_index.served_by.space == VectorSpace("mine", 4)
+    client.delete_collection(points)
+
+
+def test_vectors_of_8_bits_are_searched_where_milvus_has_them(client: Client, backend: str) -> None:
+    def create() -> None:
+        client.create_collection("bytes", space=VectorSpace("mine", 4), index=IndexSpec(IndexType.HNSW_SQ8, m=8))
+
+    if backend == "server":
+        refused(create, grpc.StatusCode.UNIMPLEMENTED, "Milvus 2.3.5", "Milvus servers from 2.6.0")
+        return
+    create()
+    client.upsert("bytes", [Item(str(n), vector=point(1, n, 0, 0)) for n in range(5)])
+    found = client.search("bytes", vector=point(1, 0, 0, 0), ef=100)
+    assert [hit.id for hit in found.hits] == ["0", "1", "2", "3", "4"]
+    assert (found.served_by.index_type, found.served_by.ef) == (IndexType.HNSW_SQ8, 100)
+    assert client.search("bytes", vector=point(1, 0, 0, 0), exact=True).served_by.index_type is IndexType.FLAT
+    serving = client.describe_collection("bytes").collection.serving
+    assert serving is not None
+    assert serving.index == IndexSpec(IndexType.HNSW_SQ8, 8, 200)
+    client.delete_collection("bytes")
 
 
 def test_tenants_see_their_own_rows_only(client: Client) -> None:
@@ -465,7 +487,8 @@ def test_collections_are_described_and_listed(client: Client, photos: str, point
     description = client.describe_collection(points)
     serving = description.collection.serving
     assert (serving.space, serving.row_count) == (VectorSpace("mine", 4), 1)
-    assert serving.index == IndexSpec(IndexType.HNSW, 16, 200)
+    assert serving.index == (IndexSpec(IndexType.FLAT) if backend == "lite" else IndexSpec(IndexType.HNSW, 16, 200))
+    assert serving.memory_bytes == pytest.approx(16 if backend == "lite" else 16 + 4 * 33 + 12, abs=1)
     assert description.backend.startswith("Milvus Lite 3." if backend == "lite" else "Milvus 2.3.5")
     assert description.limits.max_top_k == 1000
 

@@ -242,12 +242,12 @@ def test_the_command_shows_creates_switches_and_deletes_versions(embedders: tupl
             return done.stdout + done.stderr
 
         collections("create", "photos")
-        assert "version      2, FILLING" in collections("create-version", "photos", "--flat")
+        assert "version      2, FILLING" in collections("create-version", "photos", "--index", "hnsw")
         table = [line.split()[:5] for line in collections("versions", "photos").splitlines()]
         assert table == [
             ["version", "state", "rows", "dimensions", "index"],
-            ["1", "SERVING", "0", "64", "HNSW"],
-            ["2", "FILLING", "0", "64", "FLAT"],
+            ["1", "SERVING", "0", "64", "FLAT"],
+            ["2", "FILLING", "0", "64", "HNSW"],
         ]
         switched = [line.split()[:2] for line in collections("switch", "photos", "2").splitlines()]
         assert switched[1:] == [["1", "RETIRED"], ["2", "SERVING"]]

@@ -29,13 +29,15 @@ class _IndexType:
 class _IndexTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IndexType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     INDEX_TYPE_UNSPECIFIED: _IndexType.ValueType  # 0
-    """The service's choice: HNSW."""
+    """The service's choice, for all parameters unset: FLAT on Milvus Lite, HNSW on a Milvus server."""
     INDEX_TYPE_FLAT: _IndexType.ValueType  # 1
     """Exact search over all rows; for small collections."""
     INDEX_TYPE_HNSW: _IndexType.ValueType  # 2
     """Approximate search in a graph (Malkov and Yashunin, 2016)."""
     INDEX_TYPE_HNSW_SQ8: _IndexType.ValueType  # 3
-    """HNSW over 8-bit scalar-quantized vectors, where the database has it: a quarter of the memory."""
+    """HNSW over 8-bit scalar-quantized vectors, where the database has it (else UNIMPLEMENTED): a quarter of the memory for
+    vectors. Hits are ranked by, and have, similarities that are off by some thousandths; those of exact searches are not.
+    """
 
 class IndexType(_IndexType, metaclass=_IndexTypeEnumTypeWrapper):
     """---- Collections
@@ -44,13 +46,15 @@ class IndexType(_IndexType, metaclass=_IndexTypeEnumTypeWrapper):
     """
 
 INDEX_TYPE_UNSPECIFIED: IndexType.ValueType  # 0
-"""The service's choice: HNSW."""
+"""The service's choice, for all parameters unset: FLAT on Milvus Lite, HNSW on a Milvus server."""
 INDEX_TYPE_FLAT: IndexType.ValueType  # 1
 """Exact search over all rows; for small collections."""
 INDEX_TYPE_HNSW: IndexType.ValueType  # 2
 """Approximate search in a graph (Malkov and Yashunin, 2016)."""
 INDEX_TYPE_HNSW_SQ8: IndexType.ValueType  # 3
-"""HNSW over 8-bit scalar-quantized vectors, where the database has it: a quarter of the memory."""
+"""HNSW over 8-bit scalar-quantized vectors, where the database has it (else UNIMPLEMENTED): a quarter of the memory for
+vectors. Hits are ranked by, and have, similarities that are off by some thousandths; those of exact searches are not.
+"""
 Global___IndexType: _TypeAlias = IndexType  # noqa: Y015
 
 class _VersionState:
@@ -373,7 +377,8 @@ class Filter(_message.Message):
     Fields: `id`, `source`, `content_sha256`, `updated_ms` (milliseconds since 1970) and the attributes, as
     `attributes["name"]`. Values are best given apart and named in braces, so that nothing has to be quoted:
     expression `attributes["year"] > {year} and id in {ids}` with values `year` and `ids`. Milvus Lite has no `in` for
-    attributes: compare with `==` and join with `or` there.
+    attributes: compare with `==` and join with `or` there. In a multi-tenant collection `id` can only be compared with texts:
+    ==, !=, <, <=, >, >=, in, not in, like.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -531,11 +536,13 @@ class CollectionVersion(_message.Message):
     state: Global___VersionState.ValueType
     """What it is used for."""
     row_count: _builtins.int
-    """Number of rows."""
+    """Number of rows; on a Milvus server that of some seconds ago, where Count is exact."""
     indexed_row_count: _builtins.int
-    """Number of rows that the index covers; the others are searched exactly, and more slowly."""
+    """Number of rows that the index covers, about; the others are searched exactly, and more slowly."""
     memory_bytes: _builtins.int
-    """Estimated memory of the loaded index and vectors, in bytes."""
+    """Estimated memory of the loaded index and vectors, in bytes, on each node of Milvus that has them loaded. Ids and
+    attributes, and what Milvus needs for itself, come on top.
+    """
     @_builtins.property
     def space(self) -> Global___VectorSpace:
         """The vector space of its rows."""

@@ -13,8 +13,11 @@ import pytest
 from milvus_samples import Place
 from pymilvus import DataType, MilvusClient, MilvusException
 
-from search_service import milvus_local
+from lookalike.search.v1 import search_pb2 as pb
+from search_service import convert, milvus_local
 from search_service.milvus_features import FEATURES, Backend, FeatureName
+from search_service.records import IndexSpec
+from service_kit.errors import Unimplemented
 
 ROOT = Path(__file__).parents[3]
 _numbers = itertools.count()
@@ -173,3 +176,17 @@ def test_later_servers_have_more() -> None:
     assert not Backend.parse("v2.6.8", local=False).has("search_by_id")
     assert Backend.parse("v2.6.10", local=False).has("search_by_id")
     assert not Backend.parse("nightly", local=False).has("hnsw_sq")
+
+
+def test_what_a_backend_lacks_is_refused_with_who_has_it() -> None:
+    Backend.parse("v2.6.0", local=False).require("hnsw_sq")
+    with pytest.raises(Unimplemented, match=r"Milvus 2\.3\.5 has no .*: Milvus Lite, Milvus servers from 2\.6\.0"):
+        Backend.parse("v2.3.5", local=False).require("hnsw_sq")
+
+
+def test_without_a_choice_an_index_suits_the_backend() -> None:
+    assert Backend.parse("3.2.2", local=True).default_index == IndexSpec("FLAT")
+    assert Backend.parse("v2.3.5", local=False).default_index == IndexSpec("HNSW")
+    unset = pb.IndexSpec()
+    assert convert.index_from(unset) is None
+    assert convert.index_from(pb.IndexSpec(m=8)) == IndexSpec("HNSW", m=8)

@@ -40,6 +40,7 @@ from search_service.records import (
     Row,
     Vector,
     VectorSpace,
+    VersionState,
 )
 from search_service.store import MilvusStore
 from service_kit.errors import (
@@ -289,6 +290,56 @@ async def test_search_finds_the_nearest_by_cosine(store: MilvusStore, index: Ind
     np.testing.assert_allclose([[hit.similarity for hit in hits] for hits in found], expected, atol=1e-6)
     assert found[0][0].row.attributes == rows[best[0, 0]].attributes
     assert found[0][0].row.source is None
+
+
+@on_lite
+async def test_vectors_of_8_bits_are_searched_well_and_compared_exactly_when_asked_to(
+    store: MilvusStore, place: Place, uri: str
+) -> None:
+    index = IndexSpec("HNSW_SQ8", m=24, ef_construction=300)
+    version = await store.create_collection("photos", SPACE, index, deadline=within())
+    rows = make_rows(2000)
+    await store.upsert(version, SPACE, rows, deadline=within())
+    assert await asyncio.to_thread(index_appears, uri), "only then the vectors are of 8 bits"
+    await store.close()
+
+    async with place.store() as again:
+        version = await again.serving("photos", deadline=within())
+        assert version.index == index
+        queries = unit_vectors(50, seed=1)
+        similarities = np.sort(queries @ np.stack([row.vector for row in rows]).T, axis=1)[:, ::-1][:, :10]
+        best = np.argsort(-(queries @ np.stack([row.vector for row in rows]).T), axis=1)[:, :10]
+        found = await again.search(version, SPACE, queries, top_k=10, deadline=within())
+        hits = [len({rows[i].id for i in row} & set(ids(hits))) for row, hits in zip(best, found, strict=True)]
+        assert sum(hits) / 500 > 0.95
+        errors = np.abs([[hit.similarity for hit in hits] for hits in found] - similarities)
+        assert 1e-6 < errors.max() < 0.01
+        exact = await again.search(version, SPACE, queries, top_k=10, exact=True, deadline=within())
+        assert [ids(hits) for hits in exact] == [[rows[i].id for i in row] for row in best]
+        np.testing.assert_allclose([[hit.similarity for hit in hits] for hits in exact], similarities, atol=1e-6)
+
+
+@on_lite
+async def test_a_description_tells_how_many_rows_the_index_covers(
+    store: MilvusStore, photos: CollectionVersion, uri: str
+) -> None:
+    async def serving() -> VersionState:
+        state = (await store.describe("photos", deadline=within())).serving
+        assert state is not None
+        return state
+
+    await store.upsert(photos, SPACE, make_rows(100), deadline=within())
+    state = await serving()
+    # Here a second may have gone by, after which the rows are flushed.
+    assert (state.rows, state.indexed_rows) == (100, 0) or await asyncio.to_thread(index_appears, uri, 0.01)
+    assert await asyncio.to_thread(index_appears, uri)
+    for _ in range(500):
+        state = await serving()
+        if state.indexed_rows:
+            break
+        await asyncio.sleep(0.01)
+    assert (state.rows, state.indexed_rows) == (100, 100)
+    assert state.memory_bytes > 100 * DIMENSION * 4
 
 
 async def test_similarity_never_leaves_its_range(store: MilvusStore, photos: CollectionVersion) -> None:
@@ -565,6 +616,23 @@ async def test_tenants_neither_see_nor_change_each_others_rows(store: MilvusStor
     assert await store.count(version, tenant="acme", deadline=within()) == 4
     with pytest.raises(InvalidArgument, match="tenant"):
         await store.count(version, deadline=within())
+
+
+async def test_a_filter_of_a_tenant_compares_ids_as_the_tenant_knows_them(store: MilvusStore) -> None:
+    version = await store.create_collection("photos", SPACE, multi_tenant=True, deadline=within())
+    for tenant in ("acme", "bolt"):
+        await store.upsert(version, SPACE, make_rows(4), tenant=tenant, deadline=within())
+    first, second, *_ = (row.id for row in make_rows(4))
+    for condition, count in (
+        (Filter("id in {ids}", {"ids": [first, second, "none"]}), 2),
+        (Filter("id not in {ids}", {"ids": [first]}), 3),
+        (Filter("id > {id}", {"id": first}), 3),
+        (Filter("id like {pattern}", {"pattern": "img/%"}), 4),
+        (Filter("id == {id}", {"id": f"acme/{first}"}), 0),
+    ):
+        assert await store.count(version, condition, tenant="acme", deadline=within()) == count
+    assert await store.delete_where(version, Filter("id == {id}", {"id": first}), tenant="acme", deadline=within()) == 1
+    assert await store.count(version, tenant="bolt", deadline=within()) == 4
 
 
 # Restarts, hangs and failures
