@@ -25,9 +25,9 @@ from milvus_samples import (
     unit_vectors,
     within,
 )
-from milvus_server import MilvusServer
 from prometheus_client import REGISTRY
 
+from benchmarks.milvus_server import MilvusServer
 from search_service.filters import Filter
 from search_service.milvus_catalog import MAX_VERSIONS
 from search_service.milvus_rows import stored_bytes
