@@ -389,7 +389,6 @@ async def test_the_largest_top_k_gives_all_rows(store: MilvusStore, photos: Coll
     assert len(hits) == 50
 
 
-@on_lite
 async def test_searches_at_the_same_time_are_joined_and_give_what_they_give_alone(
     store: MilvusStore, photos: CollectionVersion
 ) -> None:
