@@ -12,15 +12,16 @@ BENCH_STAMP := $(VENV)/bench.stamp
 # x86-64; elsewhere the tests on it are skipped.
 MILVUS := .venv-milvus
 MILVUS_STAMP := $(MILVUS)/installed.stamp
-TEST_STAMPS := $(DEV_STAMP) $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(MILVUS_STAMP))
+MILVUS_STAMPS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(MILVUS_STAMP))
+TEST_STAMPS := $(DEV_STAMP) $(MILVUS_STAMPS)
 IMAGES ?=
 # More flags for the command behind a target: run, serve, evaluate, test, the benchmarks.
 ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness soak test milvus fuzz faults lint format \
-	protos docs constraints clean
+.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search soak test milvus fuzz faults \
+	lint format protos docs constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ bench-embedder: $(BENCH_STAMP)  ## Measure the embedder beside its bare model an
 
 bench-steadiness: $(BENCH_STAMP)  ## Check the embedder at half load, overload, a storm of deadlines, a drain. IMAGES=DIR.
 	$(BIN)/python -m benchmarks.steadiness $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
+
+bench-search: $(BENCH_STAMP) $(MILVUS_STAMPS)  ## Measure the search beside pymilvus, on a Milvus server and on Lite, and others.
+	$(BIN)/python -m benchmarks.search $(ARGS)
 
 soak: $(BENCH_STAMP)  ## Ten minutes of mixed load on the embedder, in which it must not grow. IMAGES=DIR.
 	$(BIN)/python -m benchmarks.soak $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)

@@ -18,7 +18,10 @@ import psutil
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("openvino", "tensorflow", "keras", "litserve", "grpcio", "numpy", "pillow")
+_PACKAGES = (
+    *("openvino", "tensorflow", "keras", "litserve", "grpcio", "numpy", "pillow"),
+    *("pymilvus", "milvus-lite", "faiss-cpu", "annoy"),
+)
 
 
 @dataclass(frozen=True)

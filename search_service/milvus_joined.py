@@ -1,4 +1,4 @@
-"""Joined searches: on Milvus Lite a search by 32 vectors takes little more than by one, so equal ones are joined."""
+"""Joined searches: one by several vectors takes Milvus and us little more than one by one, so equal ones are joined."""
 
 from __future__ import annotations
 

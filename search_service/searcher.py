@@ -283,7 +283,8 @@ class _Looking:
         if not self._by_graph:
             return None
         params = self._params
-        return max(effective_ef(params.ef, params.wanted, filtered=params.filter is not None), depth)
+        filtered = params.filter is not None or self._tenant != ""
+        return max(effective_ef(params.ef, params.wanted, filtered=filtered), depth)
 
     def _worth(self, last: Hit) -> bool:
         """Returns whether rows less similar than this one may be hits."""

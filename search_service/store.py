@@ -22,7 +22,7 @@ from typing import Self
 
 import numpy as np
 
-from search_service import milvus_calls, milvus_rows
+from search_service import milvus_calls, milvus_filtered, milvus_rows
 from search_service.filter_ids import with_keys
 from search_service.filters import Filter, render, string_literal
 from search_service.milvus_access import Access
@@ -53,7 +53,8 @@ MAX_QUERIES = 1_024  # Milvus allows 16,384, but answers all of them in one mess
 
 _OPEN_SECONDS = 60.0
 _DEFAULT_EF = 64
-_DEFAULT_EF_FILTERED = 256
+# HNSW finds less the more rows a filter leaves out; see "Search" in docs/benchmarks.md.
+_DEFAULT_EF_FILTERED = 2048
 _BATCH_ROWS = 1_000
 _BATCH_BYTES = 16 << 20
 _IDS_PER_EXPRESSION = 500
@@ -313,7 +314,7 @@ class MilvusStore(Catalog):
             condition: only rows that this filter chooses.
             tenant: whose rows; empty unless the collection is multi-tenant.
             ef: breadth of the HNSW search, at most 32,768; at least top_k + offset is used. The default is 64, with a
-                filter 256, or 4 (top_k + offset) where that is more.
+                filter or a tenant 2,048, or 4 (top_k + offset) where that is more.
             exact: compare with every row. On an HNSW index this reads all vectors from Milvus and compares them here,
                 in time and traffic proportional to the rows: no `ef` finds a row that the graph does not reach.
             output: fields of the rows to return.
@@ -340,13 +341,24 @@ class MilvusStore(Catalog):
         breadth = effective_ef(ef, top_k + offset, filtered=bool(expression))
         level = _consistency(read_your_writes)
 
+        wanted = top_k + offset
+        by_graph = condition is not None and not (tenant or self._connection.local or version.index.type == "FLAT")
+        near_rows = milvus_filtered.near_rows(wanted) if by_graph else None
+
         async def run(queries: Vector, deadline: float) -> list[list[Hit]]:
-            call = milvus_calls.search(version, queries, top_k, offset, expression, breadth, output, level)
-            return await self._access.read(version.physical_name, "search", call, deadline)
+            async def part(
+                queries: Vector, expression: str, top_k: int, output: Sequence[OutputField], offset: int = 0
+            ) -> list[list[Hit]]:
+                ef = max(_DEFAULT_EF, top_k) if near_rows and not expression else breadth
+                call = milvus_calls.search(version, queries, top_k, offset, expression, ef, output, level)
+                return await self._access.read(version.physical_name, "search", call, deadline)
+
+            if near_rows is None:
+                return await part(queries, expression, top_k, output, offset)
+            found = await milvus_filtered.search(part, queries, expression, wanted, near_rows, tuple(output))
+            return [hits[offset:] for hits in found]
 
         with _blaming(condition):
-            if not self._connection.local:
-                return await run(queries, deadline)
             kind = (version.physical_name, top_k, offset, expression, breadth, tuple(output), level)
             most = min(_JOINED_QUERIES, _JOINED_ROWS // (top_k + offset))
             return await self._joiner.search(kind, queries, run, most=most, deadline=deadline)

@@ -6,7 +6,8 @@ from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
 import pytest
-from milvus_server import MilvusServer, why_not
+
+from benchmarks.milvus_server import MilvusServer, why_not
 
 Backend = Literal["lite", "server"]
 _SERVER = pytest.StashKey[MilvusServer]()

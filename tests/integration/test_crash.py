@@ -23,9 +23,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from milvus_server import MilvusServer
 from PIL import Image
 
+from benchmarks.milvus_server import MilvusServer
 from lookalike import (
     AsyncClient,
     Client,

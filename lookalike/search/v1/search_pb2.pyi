@@ -1562,7 +1562,7 @@ class SearchParams(_message.Message):
     """
     ef: _builtins.int
     """Candidates that HNSW looks at: more is slower and finds more. At least top_k + offset, or it is raised to that. Unset means
-    max(64, 4 (top_k + offset)), with a filter max(256, that).
+    max(64, 4 (top_k + offset)), with a filter or a tenant max(2048, that).
     """
     exact: _builtins.bool
     """Compares with every row instead of using the index."""

@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import pytest
 from milvus_samples import SPACE, MilvusProcess, Place, free_port, within
-from milvus_server import Database, MilvusServer
 
+from benchmarks.milvus_server import Database, MilvusServer
 from search_service.records import CollectionVersion
 from search_service.store import MilvusStore
 

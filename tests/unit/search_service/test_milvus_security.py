@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from milvus_samples import SPACE, make_rows, within
-from milvus_server import MilvusServer, why_not
 
+from benchmarks.milvus_server import MilvusServer, why_not
 from search_service.milvus_security import Security
 from search_service.store import MilvusStore
 from service_kit.errors import FailedPrecondition

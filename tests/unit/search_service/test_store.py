@@ -25,9 +25,9 @@ from milvus_samples import (
     unit_vectors,
     within,
 )
-from milvus_server import MilvusServer
 from prometheus_client import REGISTRY
 
+from benchmarks.milvus_server import MilvusServer
 from search_service.filters import Filter
 from search_service.milvus_catalog import MAX_VERSIONS
 from search_service.milvus_rows import stored_bytes
@@ -440,7 +440,6 @@ async def test_the_largest_top_k_gives_all_rows(store: MilvusStore, photos: Coll
     assert len(hits) == 50
 
 
-@on_lite
 async def test_searches_at_the_same_time_are_joined_and_give_what_they_give_alone(
     store: MilvusStore, photos: CollectionVersion
 ) -> None:

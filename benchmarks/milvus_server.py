@@ -92,7 +92,7 @@ class MilvusServer:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603
                 [_INSTALLED / "bin" / "milvus", "run", "standalone"],
                 cwd=self._folder,
                 env=self._environment,
@@ -105,6 +105,11 @@ class MilvusServer:
         except BaseException:
             self.kill()
             raise
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
 
     def hang(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
