@@ -22,7 +22,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert "LOADED []" in done.stdout, done.stdout
-    for command in ("quickstart", "serve", "ingest", "search", "collections", "evaluate", "caltech101"):
+    for command in ("quickstart", "serve", "ingest", "search", "collections", "reindex", "evaluate", "caltech101"):
         assert command in done.stdout
 
 
@@ -37,6 +37,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
         ("collections", "describe"),
         ("collections", "create-version"),
         ("collections", "switch"),
+        ("reindex",),
         ("evaluate",),
         ("caltech101",),
     ],

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from lookalike import AsyncClient, LookalikeError
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1 import search_pb2_grpc
-from workbench import ingest as ingestion
+from workbench import retries
 from workbench.images import find_images
 from workbench.ingest import ingest
 
@@ -72,7 +72,7 @@ async def _client(servicer):
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    monkeypatch.setattr(ingestion, "_PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(retries, "PAUSES", (0.01, 0.01, 0.01))
 
 
 def _files(root, *names, size=10):
