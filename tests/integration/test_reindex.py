@@ -21,7 +21,17 @@ from pathlib import Path
 import pytest
 
 from embedder_service.model.build import build
-from lookalike import Client, Embedding, IndexSpec, IndexType, Item, LookalikeError, UpsertOutcome, VectorSpace
+from lookalike import (
+    Client,
+    CollectionVersion,
+    Embedding,
+    IndexSpec,
+    IndexType,
+    Item,
+    LookalikeError,
+    UpsertOutcome,
+    VectorSpace,
+)
 from workbench.demo_images import DemoImages
 from workbench.images import ImageFile, find_images
 from workbench.ingest import ingest_with_progress
@@ -134,14 +144,17 @@ class Load:
         self.searches += 1
 
     def _write(self, n: int) -> None:
-        """New rows, rows of before changed, and, every fifth time, one deleted; no id twice."""
-        if n % 5 == 4:
+        """New rows; while there are some, rows of before changed and, every fifth time, deleted. No id twice."""
+        of_before = n < len(self._images) - 100
+        if n % 5 == 4 and of_before:
             row_id = self._images[-1 - n].id
             assert self._client.delete("photos", ids=[row_id]) == 1
             self.deleted.add(row_id)
             return
-        row_id, path = (f"new {n}", self._new[n % len(self._new)]) if n % 2 else (self._images[-1 - n].id, None)
-        source = path or self._images[-1 - n].path
+        if n % 2 or not of_before:
+            row_id, source = f"new {n}", self._new[n % len(self._new)]
+        else:
+            row_id, source = self._images[-1 - n].id, self._images[-1 - n].path
         item = Item(row_id, image=source.read_bytes(), attributes={"n": n}, source=str(source))
         [result] = self._client.upsert("photos", [item])
         assert result.outcome is UpsertOutcome.STORED, result.error
@@ -157,7 +170,7 @@ def rows(client: Client, version: int) -> dict[str, tuple[object, str, str, obje
 
 
 def test_a_collection_moves_to_another_model_under_load_and_back(
-    embedders: tuple[str, str], bundle: Path, second_bundle: Path, demo_images: DemoImages, tmp_path: Path
+    embedders: tuple[str, str], second_bundle: Path, demo_images: DemoImages, tmp_path: Path
 ) -> None:
     old, new = embedders
     images = make_images(demo_images, tmp_path / "images")
@@ -169,7 +182,7 @@ def test_a_collection_moves_to_another_model_under_load_and_back(
         with Load(target, images, list(demo_images.queries)) as load:
             # Killed in the middle, without a chance to tidy up; where it was the next one finds in the database.
             with subprocess.Popen(command(target, tmp_path, "--bundle", str(second_bundle))) as killed:
-                while not any(version.row_count > 0 for version in versions(client)[1:]):
+                while not any(version.row_count > ROWS // 4 for version in versions(client)[1:]):
                     assert killed.poll() is None
                     time.sleep(0.05)
                 killed.kill()
@@ -198,9 +211,7 @@ def test_a_collection_moves_to_another_model_under_load_and_back(
         first, second = rows(client, 1), rows(client, 2)
         expected = {image.id for image in images} | load.stored.keys()
         assert first.keys() == expected - load.deleted
-        if missing.id in first:
-            assert missing.id not in second
-            del first[missing.id]
+        del first[missing.id]
         assert second == first
         for row_id, n in load.stored.items():
             assert second[row_id][0] == {"n": n}
@@ -217,13 +228,12 @@ def test_a_collection_moves_to_another_model_under_load_and_back(
         tried = client.search("photos", image=images[0].path.read_bytes(), top_k=1, version=2)
         assert tried.served_by.version == 2
         assert tried.hits[0].similarity > 0.99
-        with pytest.raises(LookalikeError, match="NOT_FOUND.*no version 3"):
+        with pytest.raises(LookalikeError, match=r"NOT_FOUND.*no version 3"):
             client.count("photos", version=3)
-        assert bundle != second_bundle
 
 
-def versions(client: Client) -> list:  # type: ignore[type-arg]
-    return list(client.describe_collection("photos").collection.versions)
+def versions(client: Client) -> tuple[CollectionVersion, ...]:
+    return client.describe_collection("photos").collection.versions
 
 
 def adds_up(output: str, *, failed: int) -> None:
@@ -236,7 +246,7 @@ def adds_up(output: str, *, failed: int) -> None:
 
 
 def test_another_index_of_the_same_model_gets_the_vectors_of_every_tenant(
-    embedders: tuple[str, str], demo_images: DemoImages, tmp_path: Path
+    embedders: tuple[str, str], tmp_path: Path
 ) -> None:
     space = VectorSpace("mine", 4)
     with searching(tmp_path, *embedders) as target, Client(target) as client:
@@ -244,7 +254,7 @@ def test_another_index_of_the_same_model_gets_the_vectors_of_every_tenant(
         for tenant in ("acme", "bolt"):
             items = [Item(str(n), vector=Embedding([n, 1, n % 7, 3], "mine"), attributes={"n": n}) for n in range(300)]
             client.upsert("photos", items, tenant=tenant)
-        assert "nothing" not in reindex(target, tmp_path, "--no-switch", "--index", "flat")
+        assert "Version 2 can serve" in reindex(target, tmp_path, "--no-switch", "--index", "flat")
         assert client.describe_collection("photos").collection.serving_version == 1
         stored = {(each.tenant, each.id): each for each in client.scan("photos", all_tenants=True, include_vector=True)}
         copied = {
@@ -269,7 +279,7 @@ def test_another_index_of_the_same_model_gets_the_vectors_of_every_tenant(
 
 
 def test_a_model_without_an_embedder_is_refused_before_anything_is_made(
-    embedders: tuple[str, str], second_bundle: Path, demo_images: DemoImages, tmp_path: Path
+    embedders: tuple[str, str], second_bundle: Path, tmp_path: Path
 ) -> None:
     with searching(tmp_path, embedders[0]) as target, Client(target) as client:
         client.create_collection("photos")
