@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 import pytest
 from embedding_server import BAD, EmbeddingServer, serving, vector_of
-from milvus_samples import within
+from milvus_samples import on_lite, within
 
 from search_service.embedders import Embedders
 from search_service.filling import Filler, FillItem, FillResult
@@ -70,7 +70,7 @@ class Photos:
         return FillItem(Item(row_id, image(row_id, n), {}, ""), updated_ms)
 
     async def later(self) -> None:
-        """Returns when the clock that rows are marked by has moved on."""
+        """Returns when the clock that rows are marked by has moved on: its unit is the millisecond."""
         await asyncio.sleep(0.002)
 
 
@@ -100,6 +100,7 @@ async def test_a_copy_is_its_row_with_a_vector_of_the_other_model(photos: Photos
     assert (await photos.fill(*copies)).outcomes == ["unchanged", "unchanged"], "it is there by now"
 
 
+@on_lite
 async def test_a_version_of_the_same_model_gets_the_vectors_themselves_and_keeps_the_hashes(photos: Photos) -> None:
     await photos.upsert(item("a"))
     await photos.create_version(OLD)
@@ -126,6 +127,7 @@ async def test_a_row_written_or_deleted_since_is_left_alone(photos: Photos) -> N
     assert {row_id: (row.attributes or {})["n"] for row_id, row in new.items()} == {"written": 1, "only old": 0}
 
 
+@on_lite
 async def test_an_older_row_is_replaced_and_a_newer_one_is_not(photos: Photos) -> None:
     await photos.upsert(item("a"), item("b"))
     version = await photos.create_version()
@@ -141,6 +143,7 @@ async def test_an_older_row_is_replaced_and_a_newer_one_is_not(photos: Photos) -
     assert [(row.attributes or {})["n"] for row in (await photos.rows(2)).values()] == [0, 9]
 
 
+@on_lite
 async def test_what_is_wrong_with_an_item_harms_no_other(photos: Photos) -> None:
     # The old model takes what the new one does not.
     photos.old.bad = b""
@@ -181,6 +184,7 @@ async def test_what_is_wrong_with_an_item_harms_no_other(photos: Photos) -> None
     assert (await photos.rows(2)).keys() == {"good", "twice"}
 
 
+@on_lite
 async def test_without_an_embedder_of_the_model_images_fail_and_nothing_else(photos: Photos) -> None:
     await photos.upsert(item("a"))
     await photos.create_version()
@@ -193,6 +197,7 @@ async def test_without_an_embedder_of_the_model_images_fail_and_nothing_else(pho
     assert "start the search service with that model's embedder too" in outcome.message
 
 
+@on_lite
 async def test_only_another_version_that_is_there_can_be_filled(photos: Photos) -> None:
     await photos.upsert(item("a"))
     with pytest.raises(FailedPrecondition, match="version 1 of collection 'photos' serves"):
@@ -214,6 +219,7 @@ async def test_surplus_rows_are_deleted_where_the_serving_version_lacks_them(pho
 
 
 @pytest.mark.parametrize("photos", [True], indirect=True)
+@on_lite
 async def test_rows_of_a_tenant_are_copied_to_that_tenant(photos: Photos) -> None:
     for tenant, n in (("acme", 1), ("bolt", 2)):
         photos.tenant = tenant
@@ -228,6 +234,7 @@ async def test_rows_of_a_tenant_are_copied_to_that_tenant(photos: Photos) -> Non
         await photos.fill(surplus=["a"])
 
 
+@on_lite
 async def test_a_write_while_the_copy_is_embedded_is_not_overwritten(photos: Photos) -> None:
     await photos.upsert(item("written"), item("deleted"))
     await photos.create_version()
@@ -243,6 +250,7 @@ async def test_a_write_while_the_copy_is_embedded_is_not_overwritten(photos: Pho
     assert {row_id: row.attributes for row_id, row in (await photos.rows(2)).items()} == {"written": {"n": 1}}
 
 
+@on_lite
 async def test_the_look_and_the_write_are_one_step_to_other_writes(photos: Photos) -> None:
     await photos.upsert(item("a"), item("b"))
     await photos.create_version()
@@ -263,6 +271,7 @@ async def test_the_look_and_the_write_are_one_step_to_other_writes(photos: Photo
         assert {row_id: row.attributes for row_id, row in rows.items()} == {"a": {"n": 1}}
 
 
+@on_lite  # 40 s on a server, where each look is a Strong read
 async def test_rows_written_and_deleted_all_the_while_are_the_same_in_both_versions(photos: Photos) -> None:
     ids = [str(n) for n in range(120)]
     for start in range(0, len(ids), 40):
