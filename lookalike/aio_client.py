@@ -63,16 +63,34 @@ class AsyncClient(AsyncConnection):
         await self._call(self._stub.DeleteCollection, pb.DeleteCollectionRequest(name=name, version=version))
 
     async def create_collection_version(
-        self, name: str, *, space: t.VectorSpace | None = None, index: t.IndexSpec | None = None
+        self,
+        name: str,
+        *,
+        space: t.VectorSpace | None = None,
+        index: t.IndexSpec | None = None,
+        require_embedder: bool = False,
     ) -> t.CollectionVersion:
         """Creates a further version of a collection, empty; see `Client.create_collection_version`."""
-        request = convert.create_version_request(name, space, index)
+        request = convert.create_version_request(name, space, index, require_embedder)
         return convert.collection_version((await self._call(self._stub.CreateCollectionVersion, request)).version)
 
     async def switch_collection_version(self, name: str, version: int) -> t.Collection:
         """Lets another version serve, at once and without downtime: the way forward, and back."""
         request = pb.SwitchCollectionVersionRequest(name=name, version=version)
         return convert.collection((await self._call(self._stub.SwitchCollectionVersion, request)).collection)
+
+    async def fill_version(
+        self,
+        name: str,
+        version: int,
+        items: Sequence[t.FillItem],
+        *,
+        surplus_ids: Sequence[str] = (),
+        tenant: str = "",
+    ) -> t.FillResult:
+        """Copies rows of the serving version into another one; see `Client.fill_version`."""
+        request = convert.fill_version_request(name, version, items, surplus_ids, tenant)
+        return convert.fill_result(await self._call(self._stub.FillCollectionVersion, request))
 
     # ---- Writes
 
@@ -135,10 +153,16 @@ class AsyncClient(AsyncConnection):
         return convert.get_result(await self._call(self._stub.Get, request))
 
     async def count(
-        self, collection: str, *, filter: str = "", filter_values: t.Attributes | None = None, tenant: str = ""
+        self,
+        collection: str,
+        *,
+        filter: str = "",
+        filter_values: t.Attributes | None = None,
+        tenant: str = "",
+        version: int | None = None,
     ) -> int:
         """Counts the rows that a filter selects, or all; every acknowledged write is counted."""
-        request = convert.count_request(collection, filter, filter_values or {}, tenant)
+        request = convert.count_request(collection, filter, filter_values or {}, tenant, version)
         response: pb.CountResponse = await self._call(self._stub.Count, request)
         return response.count
 
@@ -149,6 +173,8 @@ class AsyncClient(AsyncConnection):
         filter: str = "",
         filter_values: t.Attributes | None = None,
         tenant: str = "",
+        all_tenants: bool = False,
+        version: int | None = None,
         **options: Unpack[t.GetOptions],
     ) -> AsyncIterator[t.Record]:
         """Yields the rows that a filter selects, or all, in no particular order; see `Client.scan`.
@@ -156,7 +182,10 @@ class AsyncClient(AsyncConnection):
         >>> async for record in client.scan("photos"):
         ...     print(record.id)
         """
-        call = self._stub.Scan(convert.scan_request(collection, filter, filter_values or {}, tenant, options))
+        request = convert.scan_request(
+            collection, filter, filter_values or {}, tenant, options, version=version, all_tenants=all_tenants
+        )
+        call = self._stub.Scan(request)
         try:
             with translated():
                 async for response in call:

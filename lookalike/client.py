@@ -85,7 +85,12 @@ class Client(Connection):
         self._call(self._stub.DeleteCollection, pb.DeleteCollectionRequest(name=name, version=version))
 
     def create_collection_version(
-        self, name: str, *, space: t.VectorSpace | None = None, index: t.IndexSpec | None = None
+        self,
+        name: str,
+        *,
+        space: t.VectorSpace | None = None,
+        index: t.IndexSpec | None = None,
+        require_embedder: bool = False,
     ) -> t.CollectionVersion:
         """Creates a further version of a collection, empty, for another model or index.
 
@@ -95,17 +100,42 @@ class Client(Connection):
             name: the collection.
             space: where its vectors live; None means the space of the (first) embedder's model.
             index: how vectors are indexed; None means the service's choice, as `IndexType` tells.
+            require_embedder: fails as FAILED_PRECONDITION if the service has no embedder for the space. Without one no
+                image can be stored while the version is being filled.
 
         >>> version = client.create_collection_version("photos")
         >>> client.switch_collection_version("photos", version.version)  # when it has been filled
         """
-        request = convert.create_version_request(name, space, index)
+        request = convert.create_version_request(name, space, index, require_embedder)
         return convert.collection_version(self._call(self._stub.CreateCollectionVersion, request).version)
 
     def switch_collection_version(self, name: str, version: int) -> t.Collection:
         """Lets another version serve, at once and without downtime: the way forward, and back."""
         request = pb.SwitchCollectionVersionRequest(name=name, version=version)
         return convert.collection(self._call(self._stub.SwitchCollectionVersion, request).collection)
+
+    def fill_version(
+        self,
+        name: str,
+        version: int,
+        items: Sequence[t.FillItem],
+        *,
+        surplus_ids: Sequence[str] = (),
+        tenant: str = "",
+    ) -> t.FillResult:
+        """Copies rows of the serving version into another one: how a new version gets the rows from before it.
+
+        Safe beside other writes: a row that was written or deleted meanwhile, or is there already, stays as it is. Rows
+        copied have the attributes, source, hash and update time of the serving ones. `lookalike reindex` does this for
+        a whole collection.
+
+        Args:
+            version: where to write; not the serving version.
+            items: the rows; as many as `SearchLimits.max_batch_items`, and no more bytes than `max_message_bytes`.
+            surplus_ids: rows to delete from that version alone, unless the serving version has them.
+        """
+        request = convert.fill_version_request(name, version, items, surplus_ids, tenant)
+        return convert.fill_result(self._call(self._stub.FillCollectionVersion, request))
 
     # ---- Writes
 
@@ -184,10 +214,16 @@ class Client(Connection):
         return convert.get_result(self._call(self._stub.Get, convert.get_request(collection, ids, tenant, options)))
 
     def count(
-        self, collection: str, *, filter: str = "", filter_values: t.Attributes | None = None, tenant: str = ""
+        self,
+        collection: str,
+        *,
+        filter: str = "",
+        filter_values: t.Attributes | None = None,
+        tenant: str = "",
+        version: int | None = None,
     ) -> int:
         """Counts the rows that a filter selects, or all; every acknowledged write is counted."""
-        request = convert.count_request(collection, filter, filter_values or {}, tenant)
+        request = convert.count_request(collection, filter, filter_values or {}, tenant, version)
         response: pb.CountResponse = self._call(self._stub.Count, request)
         return response.count
 
@@ -198,6 +234,8 @@ class Client(Connection):
         filter: str = "",
         filter_values: t.Attributes | None = None,
         tenant: str = "",
+        all_tenants: bool = False,
+        version: int | None = None,
         **options: Unpack[t.GetOptions],
     ) -> Iterator[t.Record]:
         """Yields the rows that a filter selects, or all, in no particular order.
@@ -206,10 +244,18 @@ class Client(Connection):
         client's timeout does not hold for it, while the service gives each step a timeout of its own. To stop early,
         close the generator. A scan that fails has yielded some rows before.
 
+        Args:
+            all_tenants: yields the rows of all tenants of a multi-tenant collection, see `Record.tenant`.
+            version: the version to scan; None means the serving one.
+            options: which parts of the rows, see `GetOptions`.
+
         >>> for record in client.scan("photos", include_vector=True):
         ...     print(record.id, record.vector)
         """
-        call = self._stub.Scan(convert.scan_request(collection, filter, filter_values or {}, tenant, options))
+        request = convert.scan_request(
+            collection, filter, filter_values or {}, tenant, options, version=version, all_tenants=all_tenants
+        )
+        call = self._stub.Scan(request)
         try:
             with translated():
                 for response in call:

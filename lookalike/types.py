@@ -290,6 +290,32 @@ class UpsertResult:
 
 
 @dataclass(frozen=True)
+class FillItem:
+    """A row of the serving version, for another one.
+
+    Attributes:
+        item: the row's id, and the image it was made from, or a vector of the other version's space. Its attributes and
+            source need not be given: those of the serving row are copied.
+        update_time: that of the serving row, as `Record.update_time` has it.
+    """
+
+    item: Item
+    update_time: datetime
+
+
+@dataclass(frozen=True)
+class FillResult:
+    """What became of each row, in order, and how many were deleted because the serving version lacks them.
+
+    Attributes:
+        results: UNCHANGED are rows that the other version has already, and those written or deleted meanwhile.
+    """
+
+    results: tuple[UpsertResult, ...]
+    deleted_count: int
+
+
+@dataclass(frozen=True)
 class Record:
     """A stored row, with those of its parts that were asked for.
 
@@ -300,6 +326,7 @@ class Record:
         content_sha256: SHA-256 of the image's bytes in hex; empty for rows stored as vectors.
         update_time: when the row was last written, in UTC.
         vector: the stored vector, of length 1, if it was asked for.
+        tenant: whose row it is, in a multi-tenant collection.
     """
 
     id: str
@@ -308,6 +335,7 @@ class Record:
     content_sha256: str
     update_time: datetime
     vector: Embedding | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -357,6 +385,8 @@ class SearchOptions(OutputOptions, total=False):
     Only the `SearchLimits.max_top_k` best rows are looked at."""
     ef: int
     """Candidates that HNSW looks at: more is slower and finds more."""
+    version: int
+    """The version of the collection to search, to try one before it serves; by default the serving one."""
     exact: bool
     """Compares with every row instead of using the index."""
     read_your_writes: bool

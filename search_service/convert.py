@@ -12,6 +12,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.values import from_fields, to_fields
 from search_service import filters
+from search_service.filling import FillItem
 from search_service.filters import Filter
 from search_service.records import (
     ALL_BUT_VECTOR,
@@ -85,6 +86,21 @@ def item_from(message: pb.UpsertItem) -> Item | InvalidArgument:
     return Item(message.id, content, from_fields(message.attributes), message.source)
 
 
+def fill_item_from(message: pb.FillItem) -> FillItem | InvalidArgument:
+    """Returns a row of the serving version for another one, or what is wrong with it."""
+    item = item_from(message.item)
+    if isinstance(item, InvalidArgument):
+        return item
+    if not message.HasField("update_time"):
+        return InvalidArgument(f"item {item.id!r} has no update_time: set that of the serving row")
+    return FillItem(item, message.update_time.ToMilliseconds())
+
+
+def version_from(message: pb.CountRequest | pb.ScanRequest | pb.SearchParams) -> int | None:
+    """Returns the number of the version to read, or None for the serving one."""
+    return message.version if message.HasField("version") else None
+
+
 def streamed_item_from(message: pb.UpsertStreamRequest) -> StreamedItem:
     """Returns a message of a stream."""
     return StreamedItem(
@@ -124,6 +140,7 @@ def params_from(message: pb.SearchParams) -> SearchParams:
         read_your_writes=message.read_your_writes,
         fold_similarity=message.fold_similarity if message.HasField("fold_similarity") else None,
         output=output_from(message.output),
+        version=version_from(message),
     )
 
 
@@ -167,6 +184,7 @@ def record_to(row: StoredRow, output: pb.OutputFields) -> pb.Record:
         source=row.source or "",
         content_sha256=row.content_sha256 or "",
         update_time=_timestamp(row.updated_ms or 0),
+        tenant=row.tenant,
     )
     if row.vector is not None:
         record.vector.model_fingerprint = row.model_fingerprint or ""

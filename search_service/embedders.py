@@ -38,6 +38,11 @@ class Embedders:
         """Whether there is an embedder for a space. Raises a service error where that cannot be known."""
         return await self._find(space, deadline) is not None
 
+    async def require(self, space: VectorSpace, deadline: float) -> None:
+        """Raises FailedPrecondition unless there is an embedder for a space."""
+        if not await self.serve(space, deadline):
+            raise self._missing("the new version", space)
+
     async def embed(
         self,
         version: CollectionVersion,
@@ -54,7 +59,7 @@ class Embedders:
         """
         client = await self._find(version.space, deadline)
         if client is None:
-            raise self._missing(version)
+            raise self._missing(f"collection {version.collection!r} version {version.number}", version.space)
         vectors = await client.embed(images, interactive=interactive, patient=patient, deadline=deadline)
         if any(isinstance(vector, Embedding) and vector.space != version.space for vector in vectors):
             # It was started again with another model. Whoever compares the spaces refuses these vectors.
@@ -83,10 +88,10 @@ class Embedders:
         self._spaces[client] = (space, time.monotonic() + _ASK_AGAIN_SECONDS)
         return space
 
-    def _missing(self, version: CollectionVersion) -> FailedPrecondition:
+    def _missing(self, what: str, space: VectorSpace) -> FailedPrecondition:
         served = ", ".join(sorted({space.fingerprint for space, _ in self._spaces.values()}))
         return FailedPrecondition(
-            f"collection {version.collection!r} version {version.number} holds vectors of model "
-            f"{version.space.fingerprint} ({version.space.dimension} dimensions), but embedders here serve {served}: "
-            "start the search service with that model's embedder too (--embedder takes several, comma separated)"
+            f"{what} holds vectors of model {space.fingerprint} ({space.dimension} dimensions), but embedders here "
+            f"serve {served}: start the search service with that model's embedder too (--embedder takes several, "
+            "comma separated)"
         )

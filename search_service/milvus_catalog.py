@@ -140,6 +140,18 @@ class Catalog:
                 self._live[name] = (live, time.monotonic() + _SERVING_SECONDS)
         return live
 
+    async def readable(self, name: str, number: int | None, *, deadline: float) -> CollectionVersion:
+        """The version to read: the one of that number, as of at most a second ago, or the one that serves.
+
+        Raises:
+            NotFound: there is no such collection or version.
+        """
+        if number is None:
+            return await self.serving(name, deadline=deadline)
+        live = await self.live(name, deadline=deadline)
+        known = next((version for version in live.all if version.number == number), None)
+        return known or await self.version(name, number, deadline=deadline)
+
     async def version(self, name: str, number: int, *, deadline: float) -> CollectionVersion:
         """One version, serving or not. Raises NotFound where there is no such collection or version."""
         names = (await self._physical_names(deadline))[check_collection_name(name)]

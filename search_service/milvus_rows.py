@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_service.milvus_schema import MAX_SOURCE_BYTES, MAX_TEXT_BYTES
-from search_service.naming import check_id, primary_key, row_id_of
+from search_service.naming import check_id, primary_key, row_id_of, tenant_of
 from search_service.records import CollectionVersion, OutputField, Row, StoredRow, Vector, VectorSpace
 from service_kit.errors import FailedPrecondition, InvalidArgument
 
@@ -101,7 +101,10 @@ def decode_row(version: CollectionVersion, entity: Mapping[str, Any], output: Se
     values = {name: entity[_COLUMNS.get(name, name)] for name in output}
     if "vector" in values:
         values["vector"] = np.asarray(values["vector"], dtype=np.float32)
-    return StoredRow(id=row_id_of(entity["id"], multi_tenant=version.multi_tenant), **values)
+    key, multi_tenant = entity["id"], version.multi_tenant
+    return StoredRow(
+        id=row_id_of(key, multi_tenant=multi_tenant), tenant=tenant_of(key, multi_tenant=multi_tenant), **values
+    )
 
 
 def _encode_row(

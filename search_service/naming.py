@@ -95,3 +95,8 @@ def primary_key(row_id: str, tenant: str) -> str:
 def row_id_of(key: str, *, multi_tenant: bool) -> str:
     """The caller's id of a primary key. A tenant holds no '/', so the first one ends it."""
     return key.partition(TENANT_SEPARATOR)[2] if multi_tenant else key
+
+
+def tenant_of(key: str, *, multi_tenant: bool) -> str:
+    """The tenant of a primary key; empty in a collection without tenants."""
+    return key.partition(TENANT_SEPARATOR)[0] if multi_tenant else ""

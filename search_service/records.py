@@ -153,6 +153,7 @@ class StoredRow:
     model_fingerprint: str | None = None
     updated_ms: int | None = None  # Unix time in milliseconds
     vector: Vector | None = None  # float32 [D]
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

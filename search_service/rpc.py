@@ -78,6 +78,7 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
             request.name,
             convert.space_from(request.space) if request.HasField("space") else None,
             convert.index_from(request.index),
+            require_embedder=request.require_embedder,
             deadline=self._deadline(context),
         )
         versions = convert.collection_to(state).versions
@@ -88,6 +89,23 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
     ) -> pb.SwitchCollectionVersionResponse:
         state = await self._service.switch_version(request.name, request.version, deadline=self._deadline(context))
         return pb.SwitchCollectionVersionResponse(collection=convert.collection_to(state))
+
+    async def FillCollectionVersion(
+        self, request: pb.FillCollectionVersionRequest, context: Context
+    ) -> pb.FillCollectionVersionResponse:
+        filled = await self._service.fill_version(
+            request.name,
+            request.tenant,
+            request.version,
+            [convert.fill_item_from(item) for item in request.items],
+            request.surplus_ids,
+            deadline=self._deadline(context),
+        )
+        results = [
+            convert.result_to(each.item.id, outcome)
+            for each, outcome in zip(request.items, filled.outcomes, strict=True)
+        ]
+        return pb.FillCollectionVersionResponse(results=results, deleted_count=filled.deleted)
 
     async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
         items = [convert.item_from(item) for item in request.items]
@@ -150,17 +168,21 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
             request.collection,
             request.tenant,
             convert.filter_from(request.filter),
+            version_number=convert.version_from(request),
             deadline=self._deadline(context),
         )
         return pb.CountResponse(count=count)
 
     async def Scan(self, request: pb.ScanRequest, context: Context) -> None:  # type: ignore[override]
         remaining = context.time_remaining()
+        if request.all_tenants and request.tenant:
+            raise InvalidArgument(f"all tenants are asked for, and tenant {request.tenant!r} is named: leave one out")
         pages = self._service.scan(
             request.collection,
-            request.tenant,
+            None if request.all_tenants else request.tenant,
             convert.filter_from(request.filter),
             convert.output_from(request.output),
+            version_number=convert.version_from(request),
             # A scan takes as long as there are rows: without a deadline of its own only its steps have one.
             deadline=math.inf if remaining is None else time.monotonic() + remaining,
         )

@@ -58,6 +58,7 @@ class SearchParams:
     read_your_writes: bool = False
     fold_similarity: float | None = None
     output: Sequence[OutputField] = ()
+    version: int | None = None  # the serving one
 
     @property
     def wanted(self) -> int:
@@ -117,7 +118,7 @@ class Searcher:
         """
         self._check(len(queries), params)
         timings = Timings()
-        version = await self._store.serving(collection, deadline=deadline)
+        version = await self._store.readable(collection, params.version, deadline=deadline)
         check_tenant(tenant, multi_tenant=version.multi_tenant)
         vectors = await self._vectors(version, tenant, queries, params.read_your_writes, timings, deadline)
         outcomes: dict[int, Sequence[Hit] | ServiceError] = {}

@@ -11,6 +11,7 @@ from search_service import metrics
 from search_service.canary import Canary
 from search_service.embedder_client import image_fault
 from search_service.embedders import Embedders
+from search_service.filling import Filler, FillItem, FillResult
 from search_service.filters import Filter
 from search_service.naming import id_fault
 from search_service.records import CollectionState, IndexSpec, OutputField, StoredRow, VectorSpace
@@ -35,6 +36,7 @@ class SearchService:
         self._store = store
         self._embedders = embedders
         self._writer = Writer(store, embedders)
+        self._filler = Filler(store, embedders, self._writer)
         self._canary = Canary(store, interval=settings.canary_interval, max_rows=settings.canary_max_rows)
         self._searcher = Searcher(store, embedders, settings, self._canary)
         self._settings = settings
@@ -79,14 +81,25 @@ class SearchService:
             await self._store.drop_version(name, version, deadline=deadline)
 
     async def create_version(
-        self, name: str, space: VectorSpace | None, index: IndexSpec | None, *, deadline: float
+        self,
+        name: str,
+        space: VectorSpace | None,
+        index: IndexSpec | None,
+        *,
+        require_embedder: bool = False,
+        deadline: float,
     ) -> tuple[int, CollectionState]:
         """Creates a further version, empty; `space` and `index` are as in `create_collection`.
 
         Returns:
             its number, and the collection.
+
+        Raises:
+            FailedPrecondition: an embedder for the space is required, and there is none.
         """
         space = space or await self._embedders.default_space(deadline)
+        if require_embedder:
+            await self._embedders.require(space, deadline)
         index = index or self._store.backend.default_index
         version = await self._store.create_version(name, space, index, deadline=deadline)
         return version.number, await self._store.describe(name, deadline=deadline)
@@ -95,6 +108,23 @@ class SearchService:
         """Lets another version serve."""
         await self._store.switch(name, number, deadline=deadline)
         return await self._store.describe(name, deadline=deadline)
+
+    async def fill_version(
+        self,
+        name: str,
+        tenant: str,
+        number: int,
+        items: Sequence[FillItem | ServiceError],
+        surplus_ids: Sequence[str],
+        *,
+        deadline: float,
+    ) -> FillResult:
+        """Copies rows of the serving version into another one; see `Filler.fill`."""
+        for what, count in (("items", len(items)), ("surplus ids", len(surplus_ids))):
+            if count or not (items or surplus_ids):
+                self._check_count(what, count)
+        checked = [each if isinstance(each, ServiceError) else self._fault(each.item) or each for each in items]
+        return await self._filler.fill(name, tenant, number, checked, surplus_ids, deadline=deadline)
 
     # ---- Writes
 
@@ -176,22 +206,32 @@ class SearchService:
             version, ids, output=output, tenant=tenant, read_your_writes=read_your_writes, deadline=deadline
         )
 
-    async def count(self, collection: str, tenant: str, condition: Filter | None, *, deadline: float) -> int:
+    async def count(
+        self,
+        collection: str,
+        tenant: str,
+        condition: Filter | None,
+        *,
+        version_number: int | None = None,
+        deadline: float,
+    ) -> int:
         """Counts the rows that a filter selects, or all; every acknowledged write is seen."""
-        version = await self._store.serving(collection, deadline=deadline)
+        version = await self._store.readable(collection, version_number, deadline=deadline)
         return await self._store.count(version, condition, tenant=tenant, read_your_writes=True, deadline=deadline)
 
     async def scan(
         self,
         collection: str,
-        tenant: str,
+        tenant: str | None,
         condition: Filter | None,
         output: Sequence[OutputField],
         *,
+        version_number: int | None = None,
         deadline: float,
     ) -> AsyncGenerator[list[StoredRow], None]:
         """Yields the rows that a filter selects, or all, in pages; every write acknowledged before is seen.
 
+        The `tenant` None means all tenants of a multi-tenant collection.
         Each page has the service's default timeout, the scan as a whole the `deadline`, which may be infinite.
         """
         if self._scans == self._settings.max_scans:
@@ -199,7 +239,8 @@ class SearchService:
         self._scans += 1
         try:
             timeout = self._settings.default_timeout
-            version = await self._store.serving(collection, deadline=min(deadline, time.monotonic() + timeout))
+            soon = min(deadline, time.monotonic() + timeout)
+            version = await self._store.readable(collection, version_number, deadline=soon)
             pages = self._store.scan(
                 version, condition, output=output, tenant=tenant, page_seconds=timeout, deadline=deadline
             )

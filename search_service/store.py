@@ -253,7 +253,7 @@ class MilvusStore(Catalog):
         condition: Filter | None = None,
         *,
         output: Sequence[OutputField] = ALL_BUT_VECTOR,
-        tenant: str = "",
+        tenant: str | None = "",
         page_rows: int = _PAGE_ROWS,
         page_seconds: float = math.inf,
         deadline: float,
@@ -262,6 +262,7 @@ class MilvusStore(Catalog):
 
         Writes wait for one page at most. Pages have `page_rows` rows, or as many fewer as keep them near 16 MiB: the
         first is sized for the largest rows there can be, the others by the one before. Each may take `page_seconds`.
+        The `tenant` None means all tenants of a multi-tenant collection.
         """
         expression = self._expression(version, condition, tenant)
         last = ""
@@ -282,7 +283,7 @@ class MilvusStore(Catalog):
                 yield page
             if len(page) < rows:
                 return
-            last = primary_key(page[-1].id, tenant)
+            last = primary_key(page[-1].id, page[-1].tenant)
             sample = page[:: max(1, len(page) // _PAGE_SAMPLE)]
             row_bytes = sum(map(milvus_rows.stored_bytes, sample)) / len(sample)
             rows = min(page_rows, rows * _PAGE_GROWTH, max(1, int(_PAGE_BYTES / row_bytes)))
@@ -386,8 +387,11 @@ class MilvusStore(Catalog):
         call = milvus_calls.delete_some(version, expression)
         return await self._access.write(version.physical_name, "delete", call, deadline)
 
-    def _expression(self, version: CollectionVersion, condition: Filter | None, tenant: str) -> str:
-        check_tenant(tenant, multi_tenant=version.multi_tenant)
+    def _expression(self, version: CollectionVersion, condition: Filter | None, tenant: str | None) -> str:
+        if tenant is not None:
+            check_tenant(tenant, multi_tenant=version.multi_tenant)
+        elif not version.multi_tenant:
+            raise InvalidArgument("the collection is not multi-tenant, but all tenants were asked for: leave that out")
         of_tenant = f"tenant == {string_literal(tenant)}" if tenant else ""
         if condition is None:
             return of_tenant

@@ -137,11 +137,12 @@ class Writer:
     async def _in_all(
         self, live: LiveVersions, write: Callable[[CollectionVersion], Awaitable[None]], deadline: float
     ) -> None:
-        async with self._turn(live, deadline):
+        async with self.turn(live, deadline):
             await _all(write(version) for version in live.all)
 
     @asynccontextmanager
-    async def _turn(self, live: LiveVersions, deadline: float) -> AsyncIterator[None]:
+    async def turn(self, live: LiveVersions, deadline: float) -> AsyncIterator[None]:
+        """Keeps other writes to a collection of several versions, through this process, from being under way."""
         if not live.others:  # in a single version any order is one
             yield
             return
@@ -197,7 +198,7 @@ class PreparedUpsert:
         """Finds out which rows go to each version. An item that cannot go where it has to go goes nowhere."""
         check_tenant(self._tenant, multi_tenant=live.serving.multi_tenant)
         if self._hashes is None:
-            self._hashes = await asyncio.to_thread(_hashes, self._images)
+            self._hashes = await asyncio.to_thread(image_hashes, self._images)
         versions = [version for version in live.all if await self._takes_images(live, version, deadline)]
         for version in versions:
             self._unchanged = await self._unchanged_in(version, self._hashes, deadline)
@@ -299,7 +300,7 @@ class PreparedUpsert:
         return rows, faults
 
 
-def _hashes(images: Mapping[int, bytes]) -> dict[int, str]:
+def image_hashes(images: Mapping[int, bytes]) -> dict[int, str]:
     """Returns the SHA-256 of each image, in hex."""
     return {n: hashlib.sha256(image).hexdigest() for n, image in images.items()}
 

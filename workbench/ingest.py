@@ -7,22 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import grpc
-
 from lookalike import AsyncClient, Item, LookalikeError, SearchLimits, UpsertOutcome, UpsertResult
+from workbench import retries
 from workbench.images import ImageFile
 from workbench.progress import progress
 
 # A batch waits for those before it: generous, because giving up early throws finished work away.
 _CALL_SECONDS = 120.0
-# Seconds between the attempts at what failed for a passing reason: doubled each time; the service may ask for more.
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 15.0
-# Seconds after which a batch of which nothing could be stored is given up: enough to start whatever has died again.
-_PATIENCE = 300.0
-_PASSING = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
-)
 
 
 @dataclass(frozen=True)
@@ -133,36 +124,15 @@ async def _store(
 ) -> tuple[list[Failure], LookalikeError | None]:
     """Stores one batch; returns what failed, and the error of the whole call, if it was that."""
     items, failures = await asyncio.to_thread(_read, files, limits.max_image_bytes)
-    pause, give_up = _FIRST_PAUSE, time.monotonic() + _PATIENCE
-    while items:
-        results, call_error = await _upsert(client, collection, items)
-        report.stored += sum(result.outcome is UpsertOutcome.STORED for result in results)
-        report.unchanged += sum(result.outcome is UpsertOutcome.UNCHANGED for result in results)
-        errors = {result.id: result.error for result in results if result.error is not None}
-        again = {id for id, error in errors.items() if error.code in _PASSING}
-        if len(errors) < len(items):
-            pause, give_up = _FIRST_PAUSE, time.monotonic() + _PATIENCE
-        asked = max((errors[id].retry_after or 0.0 for id in again), default=0.0)
-        wait = min(max(pause, asked), _LONGEST_PAUSE)
-        if time.monotonic() + wait > give_up:
-            again = set()
-        failures += [Failure(id, str(error)) for id, error in errors.items() if id not in again]
-        if not again:
-            return failures, call_error
-        items = [item for item in items if item.id in again]
-        await asyncio.sleep(wait)
-        pause *= 2
-    return failures, None
 
+    async def upsert(items: Sequence[Item]) -> Sequence[UpsertResult]:
+        return await client.upsert(collection, items, if_content_changed=True)
 
-async def _upsert(
-    client: AsyncClient, collection: str, items: Sequence[Item]
-) -> tuple[list[UpsertResult], LookalikeError | None]:
-    """Returns a result for each item, whether the call failed or not, and the call's error."""
-    try:
-        return await client.upsert(collection, items, if_content_changed=True), None
-    except LookalikeError as error:
-        return [UpsertResult(item.id, UpsertOutcome.FAILED, error) for item in items], error
+    results, call_error = await retries.send(items, lambda item: item.id, upsert)
+    report.stored += sum(result.outcome is UpsertOutcome.STORED for result in results)
+    report.unchanged += sum(result.outcome is UpsertOutcome.UNCHANGED for result in results)
+    failures += [Failure(result.id, str(result.error)) for result in results if result.error is not None]
+    return failures, call_error
 
 
 def _read(files: Sequence[ImageFile], max_bytes: int) -> tuple[list[Item], list[Failure]]:

@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from types import FrameType
 
 # In the order of `lookalike --help`. A module imports what it needs when it runs: --help must be quick.
-_COMMANDS = ("quickstart", "serve", "ingest", "search", "collections", "evaluate", "recall", "bundle", "caltech101")
+_COMMANDS = (
+    "quickstart",
+    "serve",
+    "ingest",
+    "search",
+    "collections",
+    "reindex",
+    "evaluate",
+    "recall",
+    "bundle",
+    "caltech101",
+)
 _INTERRUPTED = 128 + signal.SIGINT
 
 

@@ -22,9 +22,23 @@ def create_collection_request(
 
 
 def create_version_request(
-    name: str, space: t.VectorSpace | None, index: t.IndexSpec | None
+    name: str, space: t.VectorSpace | None, index: t.IndexSpec | None, require_embedder: bool = False
 ) -> pb.CreateCollectionVersionRequest:
-    return pb.CreateCollectionVersionRequest(name=name, space=_space(space), index=_index(index))
+    return pb.CreateCollectionVersionRequest(
+        name=name, space=_space(space), index=_index(index), require_embedder=require_embedder
+    )
+
+
+def fill_version_request(
+    name: str, version: int, items: Sequence[t.FillItem], surplus_ids: Sequence[str], tenant: str
+) -> pb.FillCollectionVersionRequest:
+    return pb.FillCollectionVersionRequest(
+        name=name,
+        tenant=tenant,
+        version=version,
+        items=[pb.FillItem(item=_item(each.item), update_time=_timestamp(each.update_time)) for each in items],
+        surplus_ids=_ids(surplus_ids),
+    )
 
 
 def upsert_request(collection: str, items: Sequence[t.Item], if_content_changed: bool, tenant: str) -> pb.UpsertRequest:
@@ -69,8 +83,10 @@ def get_request(collection: str, ids: Sequence[str], tenant: str, options: t.Get
     )
 
 
-def count_request(collection: str, filter: str, filter_values: t.Attributes, tenant: str) -> pb.CountRequest:
-    return pb.CountRequest(collection=collection, tenant=tenant, filter=_filter(filter, filter_values))
+def count_request(
+    collection: str, filter: str, filter_values: t.Attributes, tenant: str, version: int | None = None
+) -> pb.CountRequest:
+    return pb.CountRequest(collection=collection, tenant=tenant, filter=_filter(filter, filter_values), version=version)
 
 
 def search_request(
@@ -95,7 +111,13 @@ def search_batch_request(
 
 
 def scan_request(
-    collection: str, filter: str, filter_values: t.Attributes, tenant: str, options: t.GetOptions
+    collection: str,
+    filter: str,
+    filter_values: t.Attributes,
+    tenant: str,
+    options: t.GetOptions,
+    version: int | None = None,
+    all_tenants: bool = False,
 ) -> pb.ScanRequest:
     _require_known(options, t.GetOptions)
     return pb.ScanRequest(
@@ -104,6 +126,8 @@ def scan_request(
         filter=_filter(filter, filter_values),
         output=_output(options),
         read_your_writes=options.get("read_your_writes", False),
+        version=version,
+        all_tenants=all_tenants,
     )
 
 
@@ -158,6 +182,10 @@ def upsert_result(message: pb.UpsertResult) -> t.UpsertResult:
     return t.UpsertResult(message.id, t.UpsertOutcome(message.outcome), error)
 
 
+def fill_result(response: pb.FillCollectionVersionResponse) -> t.FillResult:
+    return t.FillResult(tuple(upsert_result(message) for message in response.results), response.deleted_count)
+
+
 def record(message: pb.Record) -> t.Record:
     vector = message.vector
     return t.Record(
@@ -167,6 +195,7 @@ def record(message: pb.Record) -> t.Record:
         content_sha256=message.content_sha256,
         update_time=_time(message.update_time),
         vector=t.Embedding(vector.values, vector.model_fingerprint) if message.HasField("vector") else None,
+        tenant=message.tenant,
     )
 
 
@@ -259,6 +288,7 @@ def _params(options: t.SearchOptions) -> pb.SearchParams:
         exact=options.get("exact", False),
         read_your_writes=options.get("read_your_writes", False),
         fold_similarity=options.get("fold_similarity"),
+        version=options.get("version"),
         output=_output(options),
     )
 
@@ -283,6 +313,12 @@ def _served_by(message: pb.ServedBy) -> t.ServedBy:
 
 def _timings(messages: Sequence[pb.StageTiming]) -> Mapping[str, float]:
     return {message.stage: message.duration.ToTimedelta().total_seconds() for message in messages}
+
+
+def _timestamp(time: datetime) -> timestamp_pb2.Timestamp:
+    message = timestamp_pb2.Timestamp()
+    message.FromDatetime(time)
+    return message
 
 
 def _time(message: timestamp_pb2.Timestamp) -> datetime:

@@ -334,12 +334,15 @@ class Record(_message.Message):
     CONTENT_SHA256_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The caller's id."""
     source: _builtins.str
     """Where the image can be read again, as given with the upsert."""
     content_sha256: _builtins.str
     """SHA-256 of the image's bytes, in hex; empty for rows stored as vectors."""
+    tenant: _builtins.str
+    """The tenant, in a multi-tenant collection."""
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, Global___Value]:
         """The attributes that were asked for."""
@@ -361,10 +364,11 @@ class Record(_message.Message):
         content_sha256: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         vector: Global___Vector | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "content_sha256", b"content_sha256", "id", b"id", "source", b"source", "update_time", b"update_time", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "content_sha256", b"content_sha256", "id", b"id", "source", b"source", "tenant", b"tenant", "update_time", b"update_time", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -892,8 +896,13 @@ class CreateCollectionVersionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SPACE_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    REQUIRE_EMBEDDER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The collection's name."""
+    require_embedder: _builtins.bool
+    """Creates it only if the service has an embedder for the space, and is FAILED_PRECONDITION otherwise: images cannot be
+    stored while a version without an embedder is being filled.
+    """
     @_builtins.property
     def space(self) -> Global___VectorSpace:
         """The vector space; unset means that of the embedder's model, of the first one's where the service has several."""
@@ -908,10 +917,11 @@ class CreateCollectionVersionRequest(_message.Message):
         name: _builtins.str = ...,
         space: Global___VectorSpace | None = ...,
         index: Global___IndexSpec | None = ...,
+        require_embedder: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "space", b"space"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "name", b"name", "space", b"space"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "name", b"name", "require_embedder", b"require_embedder", "space", b"space"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -990,6 +1000,112 @@ class SwitchCollectionVersionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SwitchCollectionVersionResponse: _TypeAlias = SwitchCollectionVersionResponse  # noqa: Y015
+
+@_typing.final
+class FillItem(_message.Message):
+    """A row of the serving version, for another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def item(self) -> Global___UpsertItem:
+        """The row's id, and the image that it was made from, or a vector of the other version's space. Attributes and source
+        need not be set: those of the serving row are copied, and so is its hash, which an image must have.
+        """
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """The update time of the serving row, which the copy gets as well. The row is stored if the serving version still has a
+        row of this id and time, and the other version has none or an older one; otherwise it is UNCHANGED.
+        """
+
+    def __init__(
+        self,
+        *,
+        item: Global___UpsertItem | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FillItem: _TypeAlias = FillItem  # noqa: Y015
+
+@_typing.final
+class FillCollectionVersionRequest(_message.Message):
+    """Request of FillCollectionVersion; it has items, ids or both, at most Limits.max_batch_items of each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    SURPLUS_IDS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The collection's name."""
+    tenant: _builtins.str
+    """The tenant, in a multi-tenant collection."""
+    version: _builtins.int
+    """The version to write to, which must not be the serving one."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___FillItem]:
+        """The rows."""
+
+    @_builtins.property
+    def surplus_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of rows that are deleted from this version alone, unless the serving version has rows of these ids: what is left
+        of a deletion or an upsert that was cut short.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        version: _builtins.int = ...,
+        items: _abc.Iterable[Global___FillItem] | None = ...,
+        surplus_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "name", b"name", "surplus_ids", b"surplus_ids", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FillCollectionVersionRequest: _TypeAlias = FillCollectionVersionRequest  # noqa: Y015
+
+@_typing.final
+class FillCollectionVersionResponse(_message.Message):
+    """Response of FillCollectionVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    DELETED_COUNT_FIELD_NUMBER: _builtins.int
+    deleted_count: _builtins.int
+    """Number of rows deleted because the serving version lacks them."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpsertResult]:
+        """One result per item, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___UpsertResult] | None = ...,
+        deleted_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_count", b"deleted_count", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FillCollectionVersionResponse: _TypeAlias = FillCollectionVersionResponse  # noqa: Y015
 
 @_typing.final
 class UpsertItem(_message.Message):
@@ -1389,10 +1505,13 @@ class CountRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """The collection."""
     tenant: _builtins.str
     """The tenant, in a multi-tenant collection."""
+    version: _builtins.int
+    """The version to count in; unset means the serving one. NOT_FOUND if there is none."""
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Which rows to count."""
@@ -1403,12 +1522,15 @@ class CountRequest(_message.Message):
         collection: _builtins.str = ...,
         tenant: _builtins.str = ...,
         filter: Global___Filter | None = ...,
+        version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "filter", b"filter", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "collection", b"collection", "filter", b"filter", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
 
 Global___CountRequest: _TypeAlias = CountRequest  # noqa: Y015
 
@@ -1445,12 +1567,18 @@ class ScanRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     READ_YOUR_WRITES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ALL_TENANTS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """The collection."""
     tenant: _builtins.str
     """The tenant, in a multi-tenant collection."""
     read_your_writes: _builtins.bool
     """Has no effect: a scan sees every write acknowledged before the call."""
+    version: _builtins.int
+    """The version to scan; unset means the serving one. NOT_FOUND if there is none."""
+    all_tenants: _builtins.bool
+    """Streams the rows of all tenants of a multi-tenant collection; `tenant` must be empty."""
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Which rows to stream."""
@@ -1467,12 +1595,16 @@ class ScanRequest(_message.Message):
         filter: Global___Filter | None = ...,
         output: Global___OutputFields | None = ...,
         read_your_writes: _builtins.bool = ...,
+        version: _builtins.int | None = ...,
+        all_tenants: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "output", b"output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "filter", b"filter", "output", b"output", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "output", b"output", "read_your_writes", b"read_your_writes", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "all_tenants", b"all_tenants", "collection", b"collection", "filter", b"filter", "output", b"output", "read_your_writes", b"read_your_writes", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
 
 Global___ScanRequest: _TypeAlias = ScanRequest  # noqa: Y015
 
@@ -1550,6 +1682,7 @@ class SearchParams(_message.Message):
     READ_YOUR_WRITES_FIELD_NUMBER: _builtins.int
     FOLD_SIMILARITY_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     top_k: _builtins.int
     """Number of hits wanted, 1 to Limits.max_top_k; unset means 10."""
     offset: _builtins.int
@@ -1573,6 +1706,8 @@ class SearchParams(_message.Message):
     `offset` count the hits that stay, and there are top_k if there are as many among the Limits.max_top_k most similar
     rows: no more are looked at. -1 to 1.
     """
+    version: _builtins.int
+    """The version to search, to try one before it serves; unset means the serving one. NOT_FOUND if there is none."""
     @_builtins.property
     def filter(self) -> Global___Filter:
         """Which rows may be hits."""
@@ -1594,10 +1729,11 @@ class SearchParams(_message.Message):
         read_your_writes: _builtins.bool = ...,
         fold_similarity: _builtins.float | None = ...,
         output: Global___OutputFields | None = ...,
+        version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ef", b"_ef", "_fold_similarity", b"_fold_similarity", "_max_similarity", b"_max_similarity", "_min_similarity", b"_min_similarity", "_top_k", b"_top_k", "ef", b"ef", "filter", b"filter", "fold_similarity", b"fold_similarity", "max_similarity", b"max_similarity", "min_similarity", b"min_similarity", "output", b"output", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ef", b"_ef", "_fold_similarity", b"_fold_similarity", "_max_similarity", b"_max_similarity", "_min_similarity", b"_min_similarity", "_top_k", b"_top_k", "_version", b"_version", "ef", b"ef", "filter", b"filter", "fold_similarity", b"fold_similarity", "max_similarity", b"max_similarity", "min_similarity", b"min_similarity", "output", b"output", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ef", b"_ef", "_fold_similarity", b"_fold_similarity", "_max_similarity", b"_max_similarity", "_min_similarity", b"_min_similarity", "_top_k", b"_top_k", "ef", b"ef", "exact", b"exact", "filter", b"filter", "fold_similarity", b"fold_similarity", "max_similarity", b"max_similarity", "min_similarity", b"min_similarity", "offset", b"offset", "output", b"output", "read_your_writes", b"read_your_writes", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ef", b"_ef", "_fold_similarity", b"_fold_similarity", "_max_similarity", b"_max_similarity", "_min_similarity", b"_min_similarity", "_top_k", b"_top_k", "_version", b"_version", "ef", b"ef", "exact", b"exact", "filter", b"filter", "fold_similarity", b"fold_similarity", "max_similarity", b"max_similarity", "min_similarity", b"min_similarity", "offset", b"offset", "output", b"output", "read_your_writes", b"read_your_writes", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ef: _TypeAlias = _typing.Literal["ef"]  # noqa: Y015
     _WhichOneofArgType__ef: _TypeAlias = _typing.Literal["_ef", b"_ef"]  # noqa: Y015
@@ -1609,6 +1745,8 @@ class SearchParams(_message.Message):
     _WhichOneofArgType__min_similarity: _TypeAlias = _typing.Literal["_min_similarity", b"_min_similarity"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ef) -> _WhichOneofReturnType__ef | None: ...
     @_typing.overload
@@ -1619,6 +1757,8 @@ class SearchParams(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_similarity) -> _WhichOneofReturnType__min_similarity | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
 
 Global___SearchParams: _TypeAlias = SearchParams  # noqa: Y015
 

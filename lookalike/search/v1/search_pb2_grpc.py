@@ -85,6 +85,11 @@ class SearchServiceStub:
                 request_serializer=lookalike_dot_search_dot_v1_dot_search__pb2.SwitchCollectionVersionRequest.SerializeToString,
                 response_deserializer=lookalike_dot_search_dot_v1_dot_search__pb2.SwitchCollectionVersionResponse.FromString,
                 _registered_method=True)
+        self.FillCollectionVersion = channel.unary_unary(
+                '/lookalike.search.v1.SearchService/FillCollectionVersion',
+                request_serializer=lookalike_dot_search_dot_v1_dot_search__pb2.FillCollectionVersionRequest.SerializeToString,
+                response_deserializer=lookalike_dot_search_dot_v1_dot_search__pb2.FillCollectionVersionResponse.FromString,
+                _registered_method=True)
         self.Upsert = channel.unary_unary(
                 '/lookalike.search.v1.SearchService/Upsert',
                 request_serializer=lookalike_dot_search_dot_v1_dot_search__pb2.UpsertRequest.SerializeToString,
@@ -196,6 +201,15 @@ class SearchServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FillCollectionVersion(self, request, context):
+        """Copies rows of the serving version into another one, for which it makes vectors of their images: how a new version
+        gets the rows from before it. Safe at any time beside other writes: a row that was written or deleted meanwhile, or is
+        there already, stays as it is. Can be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Upsert(self, request, context):
         """Stores rows, replacing those with the same id entirely. What is reported as stored is durable and idempotent.
         """
@@ -285,6 +299,11 @@ def add_SearchServiceServicer_to_server(servicer, server):
                     servicer.SwitchCollectionVersion,
                     request_deserializer=lookalike_dot_search_dot_v1_dot_search__pb2.SwitchCollectionVersionRequest.FromString,
                     response_serializer=lookalike_dot_search_dot_v1_dot_search__pb2.SwitchCollectionVersionResponse.SerializeToString,
+            ),
+            'FillCollectionVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.FillCollectionVersion,
+                    request_deserializer=lookalike_dot_search_dot_v1_dot_search__pb2.FillCollectionVersionRequest.FromString,
+                    response_serializer=lookalike_dot_search_dot_v1_dot_search__pb2.FillCollectionVersionResponse.SerializeToString,
             ),
             'Upsert': grpc.unary_unary_rpc_method_handler(
                     servicer.Upsert,
@@ -510,6 +529,33 @@ class SearchService:
             '/lookalike.search.v1.SearchService/SwitchCollectionVersion',
             lookalike_dot_search_dot_v1_dot_search__pb2.SwitchCollectionVersionRequest.SerializeToString,
             lookalike_dot_search_dot_v1_dot_search__pb2.SwitchCollectionVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FillCollectionVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lookalike.search.v1.SearchService/FillCollectionVersion',
+            lookalike_dot_search_dot_v1_dot_search__pb2.FillCollectionVersionRequest.SerializeToString,
+            lookalike_dot_search_dot_v1_dot_search__pb2.FillCollectionVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,11 @@ class SearchServiceStub:
     """Lets another version of a collection serve, at once and without downtime. The way forward, and back: what is written
     after a switch goes to the versions before it as well, as VERSION_STATE_RETIRED says.
     """
+    FillCollectionVersion: _grpc.UnaryUnaryMultiCallable[_search_pb2.FillCollectionVersionRequest, _search_pb2.FillCollectionVersionResponse]
+    """Copies rows of the serving version into another one, for which it makes vectors of their images: how a new version
+    gets the rows from before it. Safe at any time beside other writes: a row that was written or deleted meanwhile, or is
+    there already, stays as it is. Can be repeated.
+    """
     Upsert: _grpc.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]
     """Stores rows, replacing those with the same id entirely. What is reported as stored is durable and idempotent."""
     UpsertStream: _grpc.StreamStreamMultiCallable[_search_pb2.UpsertStreamRequest, _search_pb2.UpsertStreamResponse]
@@ -132,6 +137,11 @@ class SearchServiceAsyncStub(SearchServiceStub):
     SwitchCollectionVersion: _aio.UnaryUnaryMultiCallable[_search_pb2.SwitchCollectionVersionRequest, _search_pb2.SwitchCollectionVersionResponse]  # type: ignore[assignment]
     """Lets another version of a collection serve, at once and without downtime. The way forward, and back: what is written
     after a switch goes to the versions before it as well, as VERSION_STATE_RETIRED says.
+    """
+    FillCollectionVersion: _aio.UnaryUnaryMultiCallable[_search_pb2.FillCollectionVersionRequest, _search_pb2.FillCollectionVersionResponse]  # type: ignore[assignment]
+    """Copies rows of the serving version into another one, for which it makes vectors of their images: how a new version
+    gets the rows from before it. Safe at any time beside other writes: a row that was written or deleted meanwhile, or is
+    there already, stays as it is. Can be repeated.
     """
     Upsert: _aio.UnaryUnaryMultiCallable[_search_pb2.UpsertRequest, _search_pb2.UpsertResponse]  # type: ignore[assignment]
     """Stores rows, replacing those with the same id entirely. What is reported as stored is durable and idempotent."""
@@ -227,6 +237,17 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_search_pb2.SwitchCollectionVersionResponse, _abc.Awaitable[_search_pb2.SwitchCollectionVersionResponse]]:
         """Lets another version of a collection serve, at once and without downtime. The way forward, and back: what is written
         after a switch goes to the versions before it as well, as VERSION_STATE_RETIRED says.
+        """
+
+    @_abc_1.abstractmethod
+    def FillCollectionVersion(
+        self,
+        request: _search_pb2.FillCollectionVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_search_pb2.FillCollectionVersionResponse, _abc.Awaitable[_search_pb2.FillCollectionVersionResponse]]:
+        """Copies rows of the serving version into another one, for which it makes vectors of their images: how a new version
+        gets the rows from before it. Safe at any time beside other writes: a row that was written or deleted meanwhile, or is
+        there already, stays as it is. Can be repeated.
         """
 
     @_abc_1.abstractmethod

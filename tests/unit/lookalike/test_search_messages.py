@@ -62,6 +62,35 @@ def test_a_version_is_created_in_the_embedders_space_unless_one_is_given():
     assert request.index.type == pb.INDEX_TYPE_FLAT
 
 
+def test_rows_of_the_serving_version_go_to_another_one_with_their_time():
+    item = t.FillItem(Item("a", image=b"jpeg"), _TIME)
+    request = convert.fill_version_request("photos", 2, [item], ["b"], "me")
+    [sent] = request.items
+    assert (request.name, request.version, request.tenant, list(request.surplus_ids)) == ("photos", 2, "me", ["b"])
+    assert (sent.item.id, sent.item.image, sent.update_time) == ("a", b"jpeg", _timestamp())
+    stored = pb.UpsertResult(id="a", outcome=pb.UPSERT_OUTCOME_STORED)
+    result = convert.fill_result(pb.FillCollectionVersionResponse(results=[stored], deleted_count=1))
+    assert result == t.FillResult((t.UpsertResult("a", UpsertOutcome.STORED),), 1)
+
+
+def test_a_version_is_named_only_where_it_was_asked_for():
+    def scan(**options):
+        return convert.scan_request("photos", "", {}, "", {}, **options)
+
+    def search(**options):
+        return convert.search_request("photos", b"jpeg", None, None, "", options).params
+
+    for request in (scan(), search(), convert.count_request("photos", "", {}, "")):
+        assert not request.HasField("version")
+    assert scan(version=2, all_tenants=True) == pb.ScanRequest(
+        collection="photos", filter=pb.Filter(), output=pb.OutputFields(), version=2, all_tenants=True
+    )
+    assert search(version=2).version == 2
+    assert convert.count_request("photos", "", {}, "", 2).version == 2
+    assert convert.create_version_request("photos", None, None, require_embedder=True).require_embedder
+    assert convert.record(pb.Record(id="a", tenant="me")).tenant == "me"
+
+
 def test_items_carry_an_image_or_a_vector():
     image = Item("a", image=b"jpeg", attributes={"year": 1991}, source="/photos/a.jpg")
     vector = Item("b", vector=Embedding([3.0, 4.0], "m1"))

@@ -28,10 +28,11 @@ def vector_of(image: bytes, space: VectorSpace) -> Vector:
 
 
 class EmbeddingServer(embedder_pb2_grpc.EmbedderServiceServicer):
-    """Embeds everything but `BAD`; `space` may be changed, as by a restart with another model."""
+    """Embeds everything but what is `bad`; `space` may be changed, as by a restart with another model."""
 
     def __init__(self, space: VectorSpace) -> None:
         self.space = space
+        self.bad = BAD
         self.asked = 0
         self.embedded: list[bytes] = []
         self.during: Callable[[], Any] | None = None
@@ -49,7 +50,7 @@ class EmbeddingServer(embedder_pb2_grpc.EmbedderServiceServicer):
         results = []
         for image in request.images:
             result = pb.EmbedResult()
-            if image == BAD:
+            if image == self.bad:
                 result.error.code, result.error.message = grpc.StatusCode.INVALID_ARGUMENT.value[0], "it is no image"
             else:
                 result.embedding.values.extend(vector_of(image, self.space).tolist())

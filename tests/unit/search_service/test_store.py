@@ -634,6 +634,35 @@ async def test_a_filter_of_a_tenant_compares_ids_as_the_tenant_knows_them(store:
     assert await store.count(version, tenant="bolt", deadline=within()) == 4
 
 
+async def test_a_scan_of_all_tenants_gives_each_row_with_its_tenant(store: MilvusStore) -> None:
+    version = await store.create_collection("photos", SPACE, multi_tenant=True, deadline=within())
+    rows = make_rows(40)
+    for tenant in ("acme", "bolt", "c.d-e"):
+        await store.upsert(version, SPACE, rows, tenant=tenant, deadline=within())
+    pages = store.scan(version, Filter("updated_ms > 0"), tenant=None, page_rows=7, deadline=within())
+    found = [(row.tenant, row.id) async for page in pages for row in page]
+    assert found == [(tenant, row.id) for tenant in ("acme", "bolt", "c.d-e") for row in rows]
+    plain = await store.create_collection("plain", SPACE, deadline=within())
+    with pytest.raises(InvalidArgument, match="not multi-tenant"):
+        [page async for page in store.scan(plain, tenant=None, deadline=within())]
+
+
+@on_lite
+async def test_a_version_is_read_by_its_number_as_soon_as_there_is_one(store: MilvusStore) -> None:
+    first = await store.create_collection("photos", SPACE, deadline=within())
+    assert await store.readable("photos", None, deadline=within()) == first
+    with pytest.raises(NotFound, match="no version 2"):
+        await store.readable("photos", 2, deadline=within())
+    second = await store.create_version("photos", SPACE, IndexSpec("FLAT"), deadline=within())
+    assert await store.readable("photos", 2, deadline=within()) == second
+    await store.switch("photos", 2, deadline=within())
+    assert await store.readable("photos", None, deadline=within()) == second
+    assert await store.readable("photos", 1, deadline=within()) == first
+    await store.drop_version("photos", 1, deadline=within())
+    with pytest.raises(NotFound, match="no version 1"):
+        await store.readable("photos", 1, deadline=within())
+
+
 # Restarts, hangs and failures
 
 

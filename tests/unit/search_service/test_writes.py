@@ -296,7 +296,7 @@ async def test_a_write_that_waits_for_others_ends_by_its_deadline(photos: Photos
     await photos.create_version()
     live = await photos.store.live("photos", deadline=within())
     assert [version.number for version in live.all] == [1, 2]
-    async with photos.writer._turn(live, within()):
+    async with photos.writer.turn(live, within()):
         with pytest.raises(DeadlineExceeded, match="other writes"):
             await photos.writer.delete("photos", "", ["a"], deadline=within(0.3))
     assert await photos.writer.delete("photos", "", ["a"], deadline=within()) == 0

@@ -22,7 +22,8 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert "LOADED []" in done.stdout, done.stdout
-    for command in ("quickstart", "serve", "ingest", "search", "collections", "evaluate", "recall", "caltech101"):
+    commands = ("quickstart", "serve", "ingest", "search", "collections", "reindex", "evaluate", "recall", "caltech101")
+    for command in commands:
         assert command in done.stdout
 
 
@@ -37,6 +38,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
         ("collections", "describe"),
         ("collections", "create-version"),
         ("collections", "switch"),
+        ("reindex",),
         ("evaluate",),
         ("recall",),
         ("caltech101",),

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from lookalike import AsyncClient, LookalikeError
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1 import search_pb2_grpc
-from workbench import ingest as ingestion
+from workbench import retries
 from workbench.images import find_images
 from workbench.ingest import ingest
 
@@ -76,8 +76,8 @@ async def _client(servicer):
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    monkeypatch.setattr(ingestion, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(ingestion, "_PATIENCE", 0.5)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retries, "PATIENCE", 0.5)
 
 
 def _files(root, *names, size=10):
@@ -156,7 +156,7 @@ async def test_when_whole_calls_fail_the_rest_is_not_sent_but_counted(tmp_path, 
 
 
 async def test_a_service_that_comes_back_finds_the_ingest_waiting(tmp_path, monkeypatch):
-    monkeypatch.setattr(ingestion, "_PATIENCE", 30.0)
+    monkeypatch.setattr(retries, "PATIENCE", 30.0)
     servicer = _Servicer(call_error=grpc.StatusCode.UNAVAILABLE)
     async with _client(servicer) as client, asyncio.timeout(20):
         storing = asyncio.create_task(ingest(client, "photos", _files(tmp_path, "a.jpg", "b.jpg")))
