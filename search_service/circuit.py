@@ -1,10 +1,10 @@
 """A circuit to a service behind this one: while that gives no answer, calls to it fail at once instead of waiting.
 
-No failed call opens it by itself: a heavy call with a short deadline times out on a service in the best of health. A call
-that could not connect, timed out or has been waiting for long only raises a suspicion, and a *probe*, a cheap call that
-any living service answers soon, decides. The circuit opens when the probe fails and no other call has been answered
-since it began; then probes follow each other, one at a time, until one is answered. Refusals, of a wrong argument or by
-a rate limit, are answers.
+No failed call opens it by itself: a heavy call with a short deadline times out on a service in the best of health. A
+call that could not connect, timed out or has been waiting for long only raises a suspicion, and a *probe*, a cheap call
+that any living service answers soon, decides. The circuit opens when the probe fails and no other call has been
+answered since it began; then probes follow each other, one at a time, until one is answered. Refusals, of a wrong
+argument or by a rate limit, are answers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,6 @@ SUSPICIOUS_SECONDS = 2.0
 """How long a call may wait for its answer until that raises a suspicion."""
 
 _log = logging.getLogger(__name__)
-
-
-class CircuitOpen(Unavailable):
-    """The service has not been called, because it gives no answer."""
 
 
 class Circuit:
@@ -71,10 +67,10 @@ class Circuit:
         return self._opened_at is not None
 
     def check(self) -> None:
-        """To be called before each call. Raises CircuitOpen while the service gives no answer."""
+        """To be called before each call. Raises Unavailable while the service gives no answer."""
         if self._opened_at is not None:
             seconds = time.monotonic() - self._opened_at
-            raise CircuitOpen(
+            raise Unavailable(
                 f"{self._upstream} at {self._target} has given no answer for {seconds:.0f} s: try again later",
                 RETRY_AFTER_SECONDS,
             )

@@ -38,12 +38,12 @@ MILVUS_THREADS_BUSY = Gauge(
     "search_milvus_threads_busy", "Such threads in a call, those included whose caller has given up."
 )
 MILVUS_CALLS_WAITING = Gauge("search_milvus_calls_waiting", "Calls of Milvus waiting for a thread.")
-WRITES_WAITING = Gauge("search_writes_waiting", "Writes waiting for their turn in a collection, or under way.")
+WRITES_WAITING = Gauge("search_writes_waiting", "Writes waiting for their turn in a collection.")
 SCANS = Gauge("search_scans", "Scans in progress.")
 STREAMS = Gauge("search_upsert_streams", "UpsertStream calls in progress.")
 STAGE = Histogram(
     "search_stage_duration_seconds",
-    "Time of a stage: embed, get and search of a search; upsert_read, upsert_embed and upsert_write of an upsert; delete.",
+    "Time of a stage: embed, get and search of a search; upsert_read, upsert_embed and upsert_write; delete.",
     ["stage"],
     buckets=_SECONDS,
 )

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 from pymilvus import MilvusClient
 
 from search_service import metrics, milvus_local
-from search_service.circuit import SUSPICIOUS_SECONDS, Circuit, CircuitOpen
+from search_service.circuit import SUSPICIOUS_SECONDS, Circuit
 from search_service.milvus_errors import translate
 from search_service.retries import Failed, Failure, Retries
 from service_kit import tracing
@@ -102,6 +102,11 @@ class MilvusConnection:
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
 
+    def require_answers(self) -> None:
+        """Raises Unavailable while the server gives no answer."""
+        if self._circuit is not None:
+            self._circuit.check()
+
     async def call(self, operation: str, call: Call[T], deadline: float, *, attempt_seconds: float | None = None) -> T:
         """Run `call(client, timeout)` in a thread, again with full jitter while Milvus is only passingly unable.
 
@@ -132,7 +137,7 @@ class MilvusConnection:
             return await self._run(self._pool, operation, call, seconds)
         try:
             circuit.check()
-        except CircuitOpen as error:
+        except Unavailable as error:
             raise Failed(Failure(error, retriable=False)) from None
         slow = asyncio.get_running_loop().call_later(SUSPICIOUS_SECONDS, circuit.suspect)
         try:
@@ -176,7 +181,7 @@ class MilvusConnection:
             raise Failed(failure) from error
 
     async def _probe(self) -> None:
-        """Finds out whether the server answers; raises where it does not. Asks the coordinator behind its proxy, too."""
+        """Finds out whether the server answers, the coordinator behind its proxy too; raises where it does not."""
         pool, client = self._probe_thread, self._client
         if pool is None:
             return

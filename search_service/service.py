@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Container, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from search_service import metrics
 from search_service.embedder_client import image_fault
@@ -36,7 +37,6 @@ class SearchService:
         self._searcher = Searcher(store, embedders, settings)
         self._settings = settings
         self._scans = 0
-        self._gauges_due = 0.0
 
     # ---- Collections
 
@@ -181,6 +181,7 @@ class SearchService:
         if self._scans == self._settings.max_scans:
             raise ResourceExhausted(f"{self._scans} scans are in progress, the limit", _SCAN_RETRY_AFTER)
         self._scans += 1
+        metrics.SCANS.inc()
         try:
             timeout = self._settings.default_timeout
             version = await self._store.serving(collection, deadline=min(deadline, time.monotonic() + timeout))
@@ -192,6 +193,7 @@ class SearchService:
                     yield page
         finally:
             self._scans -= 1
+            metrics.SCANS.dec()
 
     async def search(
         self,
@@ -206,12 +208,19 @@ class SearchService:
         return await self._searcher.search(collection, tenant, queries, params, deadline=deadline)
 
     async def check(self) -> None:
-        """Makes sure that a real search works now, and now and then brings the gauges of the collections up to date."""
-        now = time.monotonic()
-        await self._store.ping(deadline=now + _CHECK_TIMEOUT)
-        if now >= self._gauges_due:  # counting rows is dear on Milvus Lite, and so are many collections anywhere
-            metrics.show_collections(await self._store.list_collections(deadline=now + _CHECK_TIMEOUT))
-            self._gauges_due = now + _GAUGES_INTERVAL
+        """Makes sure that a real search works now."""
+        await self._store.ping(deadline=time.monotonic() + _CHECK_TIMEOUT)
+
+    async def keep_gauges(self) -> None:
+        """Brings the gauges of the collections up to date now and then. Never returns.
+
+        Apart from `check`: counting rows is dear on Milvus Lite, and so are many collections anywhere.
+        """
+        while True:
+            deadline = time.monotonic() + _GAUGES_INTERVAL
+            with suppress(ServiceError):  # readiness tells of it
+                metrics.show_collections(await self._store.list_collections(deadline=deadline))
+            await asyncio.sleep(_GAUGES_INTERVAL)
 
     # ---- Limits
 
