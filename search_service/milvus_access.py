@@ -87,7 +87,7 @@ class Access:
         self._connection.require_answers()
         task = asyncio.create_task(self._in_turn(collection, operation, call, deadline))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await asyncio.shield(task)
@@ -95,6 +95,12 @@ class Access:
             raise DeadlineExceeded(
                 f"Milvus did not acknowledge the {operation} in time, and may or may not carry it out: send it again"
             ) from error
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        # If the caller has given up nobody else asks for the error, and asyncio would log it with a stack trace.
+        if not task.cancelled():
+            task.exception()
 
     async def close(self) -> None:
         """Wait for the writes and flushes that run."""

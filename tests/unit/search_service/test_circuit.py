@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from prometheus_client import REGISTRY
@@ -50,13 +50,15 @@ async def circuit(service: Service) -> AsyncIterator[Circuit]:
     await circuit.aclose()
 
 
-async def until(circuit: Circuit, *, is_open: bool) -> float:
-    """Waits until the circuit is so, and returns the seconds it took."""
+async def become(condition: Callable[[], object]) -> float:
+    """Waits until a condition holds, and returns the seconds it took."""
     began = time.monotonic()
-    async with asyncio.timeout(5):
-        while circuit.open is not is_open:
-            await asyncio.sleep(0.001)
-    return time.monotonic() - began
+    while True:
+        seconds = time.monotonic() - began
+        if condition():
+            return seconds
+        assert seconds < 5
+        await asyncio.sleep(0.001)
 
 
 async def test_a_service_that_hangs_opens_it_and_one_that_goes_on_closes_it(
@@ -66,14 +68,14 @@ async def test_a_service_that_hangs_opens_it_and_one_that_goes_on_closes_it(
     service.going_on.clear()
     circuit.suspect()
     circuit.check()  # nothing is known yet
-    await until(circuit, is_open=True)
+    await become(lambda: circuit.open)
     with pytest.raises(Unavailable, match="thing at a:1 has given no answer") as caught:
         circuit.check()
     assert caught.value.retry_after is not None
     assert REGISTRY.get_sample_value("search_circuit_open", {"upstream": "thing", "target": "a:1"}) == 1
     await asyncio.sleep(3 * PROBE_SECONDS)
     service.going_on.set()
-    assert await until(circuit, is_open=False) < PROBE_SECONDS
+    assert await become(lambda: not circuit.open) < PROBE_SECONDS
     circuit.check()
     assert service.most_at_a_time == 1
     assert REGISTRY.get_sample_value("search_circuit_open", {"upstream": "thing", "target": "a:1"}) == 0
@@ -86,20 +88,18 @@ async def test_a_service_that_is_down_opens_it_at_once_and_is_probed_until_it_is
     service.down = True
     for _ in range(50):
         circuit.suspect()
-    assert await until(circuit, is_open=True) < PROBE_SECONDS
-    while service.probes < 3:
-        await asyncio.sleep(0.001)
+    assert await become(lambda: circuit.open) < PROBE_SECONDS
+    await become(lambda: service.probes == 3)
     assert service.most_at_a_time == 1
     service.down = False
-    await until(circuit, is_open=False)
+    await become(lambda: not circuit.open)
 
 
 async def test_a_heavy_call_that_times_out_on_a_living_service_does_not_open_it(
     circuit: Circuit, service: Service
 ) -> None:
     circuit.suspect()
-    while service.probes == 0 or service.at_a_time:
-        await asyncio.sleep(0.001)
+    await become(lambda: service.probes and not service.at_a_time)
     for _ in range(100):
         circuit.suspect()  # it was asked a moment ago
     await asyncio.sleep(0)
@@ -110,11 +110,9 @@ async def test_a_heavy_call_that_times_out_on_a_living_service_does_not_open_it(
 async def test_an_answer_to_any_other_call_outweighs_a_probe_that_fails(circuit: Circuit, service: Service) -> None:
     service.going_on.clear()
     circuit.suspect()
-    while not service.at_a_time:
-        await asyncio.sleep(0.001)
+    await become(lambda: service.at_a_time)
     circuit.answered()
-    while service.at_a_time:
-        await asyncio.sleep(0.001)
+    await become(lambda: not service.at_a_time)
     await asyncio.sleep(0.02)
     assert not circuit.open
     assert service.probes == 1
@@ -123,7 +121,7 @@ async def test_an_answer_to_any_other_call_outweighs_a_probe_that_fails(circuit:
 async def test_closing_ends_its_probes(circuit: Circuit, service: Service) -> None:
     service.down = True
     circuit.suspect()
-    await until(circuit, is_open=True)
+    await become(lambda: circuit.open)
     await circuit.aclose()
     probes = service.probes
     await asyncio.sleep(0.05)
