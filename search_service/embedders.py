@@ -27,17 +27,13 @@ def targets(setting: str) -> list[str]:
         FailedPrecondition: there is none, or it cannot be told what a comma stands for.
     """
     found: list[str] = []
-    for part in re.split(r"[\s;]+", setting.strip(" ;")):
-        if part.startswith(_LISTS):
-            found.append(part)
-            continue
-        names = part.split(",")
-        if not all(names) or any(name.startswith(_LISTS) for name in names):
-            raise FailedPrecondition(
-                f"cannot tell the embedders in {setting!r} apart: separate them by spaces, and addresses of replicas "
-                "of one model by commas, as in 'dns:///one:50051 ipv4:10.0.0.1:50051,10.0.0.2:50051'"
-            )
-        found += names
+    for part in re.split(r"[\s;]+", setting):
+        found += [part] if part.startswith(_LISTS) else filter(None, part.split(","))
+    if not found or re.search(r"[^\s;,],ipv[46]:", setting):
+        raise FailedPrecondition(
+            f"cannot tell the embedders in {setting!r} apart: separate them by spaces, and addresses of replicas of "
+            "one model by commas, as in 'dns:///one:50051 ipv4:10.0.0.1:50051,10.0.0.2:50051'"
+        )
     return found
 
 
