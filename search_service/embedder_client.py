@@ -27,6 +27,7 @@ from service_kit.status import from_rpc_error, from_status
 _SERVICE: str = embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name
 _UPSTREAM = "embedder"
 _PROBE_SECONDS = 2.0
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # the latter from a server that is stopped
 _UNANSWERED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -99,7 +100,7 @@ class EmbedderClient:
         except grpc.RpcError as error:
             failure = Failure(
                 from_rpc_error(error, f"embedder at {self._target}"),
-                retriable=error.code() is grpc.StatusCode.UNAVAILABLE,
+                retriable=error.code() in _AWAY,
                 unanswered=error.code() in _UNANSWERED,
             )
             if failure.unanswered:

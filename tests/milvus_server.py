@@ -53,8 +53,8 @@ def free_ports(count: int) -> list[int]:
 class MilvusServer:
     """A server whose data and log are in `folder`, and which can be made to hang and to die, and started again.
 
-    After a kill the started server waits `session_ttl` seconds for the one before it; one that hangs for longer than that
-    has lost its place, and does not find back.
+    After a kill the started server waits `session_ttl` seconds for the one before it; one that hangs for longer than
+    that has lost its place, and does not find back.
     """
 
     def __init__(self, folder: Path, session_ttl: int = 10) -> None:

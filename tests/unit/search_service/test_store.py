@@ -28,6 +28,7 @@ from milvus_samples import (
 from milvus_server import MilvusServer
 from prometheus_client import REGISTRY
 
+from search_service import milvus_connection
 from search_service.filters import Filter
 from search_service.milvus_catalog import MAX_VERSIONS
 from search_service.milvus_rows import stored_bytes
@@ -48,6 +49,7 @@ from service_kit.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     ServiceError,
     Unavailable,
 )
@@ -666,6 +668,22 @@ async def test_a_deadline_in_the_past_starts_nothing(store: MilvusStore, photos:
     with pytest.raises(DeadlineExceeded):
         await store.count(photos, deadline=within(-1))
     assert await store.count(photos, deadline=within()) == 0
+
+
+@on_lite
+async def test_rows_that_are_too_large_for_one_message_are_written_with_several(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**milvus_connection._GRPC_OPTIONS, "grpc.max_send_message_length": 50_000}
+    monkeypatch.setattr(milvus_connection, "_GRPC_OPTIONS", options)
+    async with place.store() as store:
+        version = await store.create_collection("photos", SPACE, deadline=within())
+        assert await store.upsert(version, SPACE, make_rows(1000), deadline=within()) == 1000
+        assert await store.count(version, deadline=within()) == 1000
+        row = make_rows(1)[0]
+        huge = replace(row, attributes={"text": "x" * 60_000})
+        with pytest.raises(ResourceExhausted, match="less at a time"):
+            await store.upsert(version, SPACE, [huge], deadline=within())
 
 
 async def test_a_write_goes_on_when_its_caller_gives_up(store: MilvusStore, photos: CollectionVersion) -> None:
