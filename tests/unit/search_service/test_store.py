@@ -674,7 +674,7 @@ async def test_a_deadline_in_the_past_starts_nothing(store: MilvusStore, photos:
 async def test_rows_that_are_too_large_for_one_message_are_written_with_several(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**milvus_connection._GRPC_OPTIONS, "grpc.max_send_message_length": 50_000}
+    options = {**milvus_connection._GRPC_OPTIONS, b"grpc.max_send_message_length": 50_000}
     monkeypatch.setattr(milvus_connection, "_GRPC_OPTIONS", options)
     async with place.store() as store:
         version = await store.create_collection("photos", SPACE, deadline=within())
