@@ -54,10 +54,12 @@ def free_ports(count: int) -> list[int]:
 class MilvusServer:
     """A server whose data and log are in `folder`, and which can be made to hang and to die, and started again.
 
-    `configuration` has keys of milvus.yaml in the form of environment variables.
+    After a kill the started server waits `session_ttl` seconds for the one before it; one that hangs for longer than
+    that has lost its place, and does not find back. `configuration` has keys of milvus.yaml in the form of environment
+    variables.
     """
 
-    def __init__(self, folder: Path, configuration: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, *, session_ttl: int = 10, configuration: Mapping[str, str] | None = None) -> None:
         self.log = folder / "milvus.log"
         self._folder = folder
         proxy, self._health, etcd, peer, internal, *others = free_ports(5 + len(_COORDINATORS) + len(_NODES))
@@ -70,8 +72,7 @@ class MilvusServer:
             "LD_LIBRARY_PATH": str(_INSTALLED / "bin"),
             "MILVUSCONF": str(_INSTALLED / "configs"),
             "DEPLOY_MODE": "STANDALONE",
-            # How long after a kill the started server waits for the one before it; 30 by default.
-            "COMMON_SESSION_TTL": "10",
+            "COMMON_SESSION_TTL": str(session_ttl),  # 30 by default
             "METRICS_PORT": str(self._health),
             "MILVUS_RUN_DIR": str(folder / "run"),
             "ETCD_CONFIG_PATH": str(etcd_config),

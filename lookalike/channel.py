@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 
 MAX_MESSAGE_BYTES = 64 << 20
+KEEPALIVE_SECONDS = 20  # servers of this package accept it; by default they would close the connection after a while
 
 _EMBEDDER = "lookalike.embedder.v1.EmbedderService"
 _SEARCH = "lookalike.search.v1.SearchService"
@@ -38,24 +39,25 @@ def connect(target: str) -> grpc.Channel:
     return grpc.insecure_channel(target, options=_options(MAX_MESSAGE_BYTES))
 
 
-def connect_aio(target: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
-    """Opens a channel for asyncio to `target`, as `connect` does."""
-    return grpc.aio.insecure_channel(target, options=_options(max_message_bytes))
+def connect_aio(target: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES, retry: bool = True) -> grpc.aio.Channel:
+    """Opens a channel for asyncio to `target`, as `connect` does. Without `retry`, calls are left to their caller."""
+    return grpc.aio.insecure_channel(target, options=_options(max_message_bytes, retry=retry))
 
 
-def _options(max_message_bytes: int) -> list[tuple[str, str | int]]:
+def _options(max_message_bytes: int, *, retry: bool = True) -> list[tuple[str, str | int]]:
+    config = _SERVICE_CONFIG if retry else {"loadBalancingConfig": _SERVICE_CONFIG["loadBalancingConfig"]}
     return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.service_config", json.dumps(config)),
         # The configuration above is the client's own; do not ask the DNS for another.
         ("grpc.service_config_disable_resolution", 1),
         # A call is retried only while its request fits in this buffer; batches of images exceed the default, 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", max_message_bytes),
         # The default backs off to two minutes: calls would fail that long after a service is back.
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.max_reconnect_backoff_ms", 2000),
-        # Notices a dead peer behind a silent load balancer, at a pace that servers accept by default.
-        ("grpc.keepalive_time_ms", 300_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # Notices a peer that is gone or hangs while calls wait for it: they fail, and others go to another address.
+        ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+        ("grpc.keepalive_timeout_ms", 5_000),
     ]

@@ -1,4 +1,8 @@
-"""The embedding service, as the search service sees it."""
+"""An embedding service, as the search service sees it: one or several replicas of one model behind one gRPC name.
+
+Calls go to the replicas in turn. Embedding changes nothing, so a call that did not reach one is made again, on another
+if there is one; the channel itself does not retry, which would multiply the attempts.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,19 @@ import numpy as np
 
 from lookalike.channel import connect_aio
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from search_service.circuit import SUSPICIOUS_SECONDS, Circuit
 from search_service.metrics import upstream
 from search_service.records import Embedding, VectorSpace
+from search_service.retries import Failed, Failure, Retries
 from service_kit import calls, tracing
-from service_kit.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, ServiceError
+from service_kit.errors import DeadlineExceeded, InvalidArgument, ServiceError, Unavailable
 from service_kit.status import from_rpc_error, from_status
 
 _SERVICE: str = embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name
 _UPSTREAM = "embedder"
+_PROBE_SECONDS = 2.0
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # the latter from a server that is stopped
+_UNANSWERED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class EmbedderClient:
@@ -27,12 +36,15 @@ class EmbedderClient:
 
     def __init__(self, target: str, max_message_bytes: int) -> None:
         self._target = target
-        self._channel = connect_aio(target, max_message_bytes=max_message_bytes)
+        self._channel = connect_aio(target, max_message_bytes=max_message_bytes, retry=False)
+        self._retries = Retries(_UPSTREAM)
+        self._circuit = Circuit(_UPSTREAM, target, self._probe, probe_seconds=_PROBE_SECONDS)
         self._stub = embedder_pb2_grpc.EmbedderServiceStub(self._channel)
         self._batch_limit: int | None = None
 
     async def aclose(self) -> None:
         """Closes the connection."""
+        await self._circuit.aclose()
         await self._channel.close()
 
     async def space(self, deadline: float) -> VectorSpace:
@@ -45,8 +57,8 @@ class EmbedderClient:
     ) -> list[Embedding | ServiceError]:
         """Embeds encoded images before `deadline` (of time.monotonic).
 
-        Interactive images go before others in the embedder's queue. With `patient`, a full queue is asked again when it
-        says so, instead of raising ResourceExhausted.
+        Interactive images go before others in the embedder's queue. With `patient`, an embedder whose queue is full or
+        that is away is asked again, instead of raising ResourceExhausted or Unavailable.
 
         Returns:
             for each image, in order: its embedding, or why it has none.
@@ -58,39 +70,56 @@ class EmbedderClient:
         for start in range(0, len(images), self._batch_limit):
             batch = images[start : start + self._batch_limit]
             request = embedder_pb2.EmbedBatchRequest(images=batch, priority=priority)
-            reply = await self._embed_batch(request, deadline, patient=patient)
+            reply = await self._call("EmbedBatch", self._stub.EmbedBatch, request, deadline, patient=patient)
             outcomes += [_outcome(result, reply.model_fingerprint) for result in reply.results]
         return outcomes
-
-    async def _embed_batch(
-        self, request: embedder_pb2.EmbedBatchRequest, deadline: float, *, patient: bool
-    ) -> embedder_pb2.EmbedBatchResponse:
-        while True:
-            try:
-                reply: embedder_pb2.EmbedBatchResponse = await self._call(
-                    "EmbedBatch", self._stub.EmbedBatch, request, deadline
-                )
-                return reply
-            except ResourceExhausted as busy:
-                if not patient or busy.retry_after is None or time.monotonic() + busy.retry_after >= deadline:
-                    raise
-                await asyncio.sleep(busy.retry_after)
 
     async def _get_model(self, deadline: float) -> embedder_pb2.GetModelResponse:
         request = embedder_pb2.GetModelRequest()
         reply: embedder_pb2.GetModelResponse = await self._call("GetModel", self._stub.GetModel, request, deadline)
         return reply
 
-    async def _call(self, method: str, rpc: Any, request: Any, deadline: float) -> Any:
-        timeout = deadline - time.monotonic()
+    async def _call(self, method: str, rpc: Any, request: Any, deadline: float, *, patient: bool = False) -> Any:
         with upstream(_UPSTREAM, method):
-            if timeout <= 0:
-                raise DeadlineExceeded("the deadline passed before the embedder was called")
-            try:
-                with tracing.client_span(_SERVICE, method):
-                    return await rpc(request, timeout=timeout, metadata=calls.outgoing_metadata())
-            except grpc.RpcError as error:
-                raise from_rpc_error(error, f"embedder at {self._target}") from error
+            return await self._retries.call(
+                method, lambda: self._attempt(method, rpc, request, deadline), deadline, patient=patient
+            )
+
+    async def _attempt(self, method: str, rpc: Any, request: Any, deadline: float) -> Any:
+        timeout = deadline - time.monotonic()
+        if timeout <= 0:
+            raise DeadlineExceeded("the deadline passed before the embedder was called")
+        try:
+            self._circuit.check()
+        except Unavailable as error:
+            raise Failed(Failure(error, retriable=False)) from None
+        slow = asyncio.get_running_loop().call_later(SUSPICIOUS_SECONDS, self._circuit.suspect)
+        try:
+            with tracing.client_span(_SERVICE, method):
+                reply = await rpc(request, timeout=timeout, metadata=calls.outgoing_metadata())
+        except grpc.RpcError as error:
+            failure = Failure(
+                from_rpc_error(error, f"embedder at {self._target}"),
+                retriable=error.code() in _AWAY,
+                unanswered=error.code() in _UNANSWERED,
+            )
+            if failure.unanswered:
+                self._circuit.suspect()
+            else:
+                self._circuit.answered()
+            raise Failed(failure) from error
+        finally:
+            slow.cancel()
+        self._circuit.answered()
+        return reply
+
+    async def _probe(self) -> None:
+        """Finds out whether the embedder answers; raises where it does not."""
+        try:
+            await self._stub.GetModel(embedder_pb2.GetModelRequest(), timeout=_PROBE_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() in _UNANSWERED:
+                raise
 
 
 def image_fault(image: bytes, max_bytes: int) -> InvalidArgument | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 
@@ -13,6 +14,27 @@ from service_kit.errors import FailedPrecondition, ServiceError
 # How soon an embedder is asked again for its model, where no model fits: it may have been started with another one.
 _ASK_AGAIN_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
+_LISTS = ("ipv4:", "ipv6:")
+
+
+def targets(setting: str) -> list[str]:
+    """The gRPC names of the embedders that the setting `embedder` tells of, one for each model.
+
+    They are set apart by spaces or semicolons, or by commas; a comma within a list of addresses ("ipv4:a:1,b:2")
+    belongs to that, so beside such a list only spaces and semicolons set apart.
+
+    Raises:
+        FailedPrecondition: there is none, or it cannot be told what a comma stands for.
+    """
+    found: list[str] = []
+    for part in re.split(r"[\s;]+", setting):
+        found += [part] if part.startswith(_LISTS) else filter(None, part.split(","))
+    if not found or re.search(r"[^\s;,],ipv[46]:", setting):
+        raise FailedPrecondition(
+            f"cannot tell the embedders in {setting!r} apart: separate them by spaces, and addresses of replicas of "
+            "one model by commas, as in 'dns:///one:50051 ipv4:10.0.0.1:50051,10.0.0.2:50051'"
+        )
+    return found
 
 
 class Embedders:
@@ -93,5 +115,5 @@ class Embedders:
         return FailedPrecondition(
             f"{what} holds vectors of model {space.fingerprint} ({space.dimension} dimensions), but embedders here "
             f"serve {served}: start the search service with that model's embedder too (--embedder takes several, "
-            "comma separated)"
+            "separated by spaces)"
         )

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from lookalike.search.v1 import search_pb2_grpc
 from search_service.embedder_client import EmbedderClient
-from search_service.embedders import Embedders
+from search_service.embedders import Embedders, targets
 from search_service.milvus_security import Security
 from search_service.rpc import SERVICE_NAME, SearchRpc
 from search_service.service import SearchService
@@ -35,8 +35,7 @@ async def serve(settings: SearchSettings) -> int:
         max_filter_bytes=settings.max_filter_bytes,
         max_filter_depth=settings.max_filter_depth,
     )
-    targets = [target.strip() for target in settings.embedder.split(",")]
-    clients = [EmbedderClient(target, settings.max_message_bytes) for target in targets]
+    clients = [EmbedderClient(target, settings.max_message_bytes) for target in targets(settings.embedder)]
     async with (
         store,
         aclosing(Embedders(clients)) as embedders,

@@ -13,6 +13,8 @@ from search_service.records import CollectionState
 from service_kit.errors import ServiceError
 from service_kit.status import code_name, code_of
 
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
 _REQUESTS = Counter(
     "search_upstream_requests_total", "Calls to a service behind this one.", ["upstream", "method", "code"]
 )
@@ -20,9 +22,31 @@ _DURATION = Histogram(
     "search_upstream_duration_seconds",
     "Time of a call to a service behind this one.",
     ["upstream", "method"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    buckets=_SECONDS,
 )
 RETRIES = Counter("search_upstream_retries_total", "Calls to a service behind this one tried again.", ["upstream"])
+RETRIES_REFUSED = Counter(
+    "search_upstream_retries_refused_total", "Calls not tried again because too many had been.", ["upstream"]
+)
+CIRCUIT_OPEN = Gauge(
+    "search_circuit_open",
+    "1 while a service behind this one gives no answer, and calls to it fail at once.",
+    ["upstream", "target"],
+)
+MILVUS_THREADS = Gauge("search_milvus_threads", "Threads for calls of Milvus.")
+MILVUS_THREADS_BUSY = Gauge(
+    "search_milvus_threads_busy", "Such threads in a call, those included whose caller has given up."
+)
+MILVUS_CALLS_WAITING = Gauge("search_milvus_calls_waiting", "Calls of Milvus waiting for a thread.")
+WRITES_WAITING = Gauge("search_writes_waiting", "Writes waiting for their turn in a collection.")
+SCANS = Gauge("search_scans", "Scans in progress.")
+STREAMS = Gauge("search_upsert_streams", "UpsertStream calls in progress.")
+STAGE = Histogram(
+    "search_stage_duration_seconds",
+    "Time of a stage: embed, get and search of a search; upsert_read, upsert_embed and upsert_write; delete.",
+    ["stage"],
+    buckets=_SECONDS,
+)
 RESULTS = Histogram(
     "search_results_returned", "Hits returned by a search.", buckets=(0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 )

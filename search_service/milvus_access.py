@@ -10,9 +10,10 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
+from search_service import metrics
 from search_service.milvus_connection import Call, MilvusConnection
 from search_service.milvus_flusher import Flusher
 from service_kit.errors import DeadlineExceeded
@@ -76,14 +77,17 @@ class Access:
     async def write(self, collection: str, operation: str, call: Call[int], deadline: float) -> int:
         """Run `call`, which returns the number of rows it wrote, when its turn comes.
 
-        The write goes on when its caller gives up, so that the next one cannot overlap with it.
+        A write that has begun goes on when its caller gives up, so that the next one cannot overlap with it, but not
+        for ever: see `write_seconds`.
 
         Raises:
             DeadlineExceeded: it was not acknowledged in time, and may or may not be carried out.
+            Unavailable: the server gives no answer, and the write was not begun; or it was, and may be carried out.
         """
+        self._connection.require_answers()
         task = asyncio.create_task(self._in_turn(collection, operation, call, deadline))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await asyncio.shield(task)
@@ -96,13 +100,26 @@ class Access:
         """How many rows of Milvus Lite were written and wait for a flush; 0 for a server."""
         return self._flusher.waiting(collection)
 
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        # If the caller has given up nobody else asks for the error, and asyncio would log it with a stack trace.
+        if not task.cancelled():
+            task.exception()
+
     async def close(self) -> None:
         """Wait for the writes and flushes that run."""
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._flusher.close()
 
     async def _in_turn(self, collection: str, operation: str, call: Call[int], deadline: float) -> int:
-        async with self._gates[collection].writing():
+        async with AsyncExitStack() as stack:
+            with metrics.WRITES_WAITING.track_inprogress():
+                try:
+                    async with asyncio.timeout(deadline - time.monotonic()):
+                        await stack.enter_async_context(self._gates[collection].writing())
+                except TimeoutError as error:
+                    message = f"the {operation} waited too long for other writes, and was not begun: allow more time"
+                    raise DeadlineExceeded(message) from error
             rows = await self._connection.call(operation, call, deadline, attempt_seconds=self._write_seconds)
         if self._connection.local and rows:
             self._flusher.wrote(collection, rows)

@@ -1,5 +1,8 @@
 """The connection to Milvus: every call in a thread of its own, with a timeout, retried while that can help.
 
+While a server gives no answer a circuit has calls fail at once, before they take a thread. Milvus Lite, in this very
+process, has none.
+
 The synchronous client in a bounded pool, and not the asyncio client: building and reading messages of a thousand
 vectors takes tens of milliseconds, which would stop the event loop, and the asyncio client can neither create
 collections on Milvus Lite nor tell a timeout from another failure.
@@ -9,18 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pymilvus import MilvusClient
 
 from search_service import metrics, milvus_local
-from search_service.milvus_errors import Failure, translate
+from search_service.circuit import SUSPICIOUS_SECONDS, Circuit
+from search_service.milvus_errors import translate
 from search_service.milvus_security import Security
+from search_service.retries import Failed, Failure, Retries
+from service_kit import tracing
 from service_kit.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 
 T = TypeVar("T")
@@ -29,8 +34,8 @@ Client = Any
 Call = Callable[[Client, float], T]
 
 _UPSTREAM = "milvus"
-_FIRST_BACKOFF_SECONDS = 0.2
-_LONGEST_BACKOFF_SECONDS = 5.0
+_PROBE_SECONDS = 2.0
+_LEAST_TIMEOUT_SECONDS = 0.001
 
 # By default gRPC waits up to two minutes before it tries again to reach a server that was down.
 _GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1_000}
@@ -38,14 +43,6 @@ _GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_b
 # They log each failed call with a stack trace, and with the caller's filter. Callers get all failures as errors.
 for _name in ("pymilvus.decorators", "pymilvus.client.connection_manager"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
-
-
-class _Failed(Exception):
-    """The outcome of one attempt. It does not leave this file."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__()
-        self.failure = failure
 
 
 class MilvusConnection:
@@ -68,14 +65,19 @@ class MilvusConnection:
         self._db_name = db_name
         self._connect_timeout = connect_timeout
         self._call_timeout = call_timeout
-        self._attempts = attempts
         self._threads = threads
+        self._retries = Retries(_UPSTREAM, attempts)
+        self._circuit: Circuit | None = None
         self._pool: ThreadPoolExecutor | None = None
+        # The pool may be full of calls that hang.
+        self._probe_thread: ThreadPoolExecutor | None = None
         self._client: Client = None
 
     async def open(self, deadline: float) -> None:
         """Connect. Raises FailedPrecondition (wrong address, file in use), Unavailable or DeadlineExceeded."""
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="milvus")
+        self._probe_thread = ThreadPoolExecutor(1, thread_name_prefix="milvus-probe")
+        metrics.MILVUS_THREADS.set(self._threads)
         try:
             # Milvus Lite may have to recover a file first, and must not be opened twice meanwhile.
             remaining = deadline - time.monotonic()
@@ -83,17 +85,28 @@ class MilvusConnection:
         except BaseException:
             await self.close()
             raise
+        if not self.local:
+            self._circuit = Circuit(_UPSTREAM, self.uri, self._probe, probe_seconds=_PROBE_SECONDS)
 
     async def close(self) -> None:
         """Disconnect, and for Milvus Lite flush and release the file. Calls in flight end by their timeouts."""
         client, self._client = self._client, None
-        pool, self._pool = self._pool, None
+        pools, self._pool, self._probe_thread = (self._pool, self._probe_thread), None, None
+        circuit, self._circuit = self._circuit, None
+        if circuit is not None:
+            await circuit.aclose()
         if client is not None:
             await asyncio.to_thread(client.close)
             if self.local:
                 await asyncio.to_thread(milvus_local.stop, self.uri)
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in pools:
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def require_answers(self) -> None:
+        """Raises Unavailable while the server gives no answer."""
+        if self._circuit is not None:
+            self._circuit.check()
 
     async def call(self, operation: str, call: Call[T], deadline: float, *, attempt_seconds: float | None = None) -> T:
         """Run `call(client, timeout)` in a thread, again with full jitter while Milvus is only passingly unable.
@@ -108,49 +121,86 @@ class MilvusConnection:
         Raises:
             ServiceError: as `search_service.milvus_errors` tells.
         """
-        with metrics.upstream(_UPSTREAM, operation):
-            return await self._retried(operation, call, deadline, attempt_seconds)
+        with metrics.upstream(_UPSTREAM, operation), tracing.part(f"milvus {operation}"):
+            return await self._retries.call(
+                operation, lambda: self._attempt(operation, call, deadline, attempt_seconds), deadline
+            )
 
-    async def _retried(self, operation: str, call: Call[T], deadline: float, attempt_seconds: float | None) -> T:
-        for attempt in range(1, self._attempts + 1):
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise DeadlineExceeded(f"no time was left for the {operation}: allow more")
-            try:
-                return await self._attempt(operation, call, attempt_seconds or min(self._call_timeout, remaining))
-            except _Failed as failed:
-                # https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-                longest = min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1))
-                pause = random.uniform(0, longest)  # noqa: S311 - no secret depends on it
-                last = attempt == self._attempts or time.monotonic() + pause >= deadline
-                if last or not failed.failure.retriable:
-                    raise failed.failure.error from failed.__cause__
-            metrics.RETRIES.labels(_UPSTREAM).inc()
-            await asyncio.sleep(pause)
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    async def _attempt(self, operation: str, call: Call[T], seconds: float) -> T:
+    async def _attempt(self, operation: str, call: Call[T], deadline: float, attempt_seconds: float | None) -> T:
         if self._pool is None:
             raise Unavailable("the store is closed: open it first")
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise DeadlineExceeded(f"no time was left for the {operation}: allow more")
+        seconds = attempt_seconds or min(self._call_timeout, remaining)
+        circuit = self._circuit
+        if circuit is None:
+            return await self._run(self._pool, operation, call, seconds)
+        try:
+            circuit.check()
+        except Unavailable as error:
+            raise Failed(Failure(error, retriable=False)) from None
+        slow = asyncio.get_running_loop().call_later(SUSPICIOUS_SECONDS, circuit.suspect)
+        try:
+            result = await self._run(self._pool, operation, call, seconds)
+        except Failed as failed:
+            if failed.failure.unanswered:
+                circuit.suspect()
+            else:
+                circuit.answered()
+            raise
+        finally:
+            slow.cancel()
+        circuit.answered()
+        return result
+
+    async def _run(self, pool: ThreadPoolExecutor, operation: str, call: Call[T], seconds: float) -> T:
+        """Runs a call in a thread. Raises Failed."""
+        end = time.monotonic() + seconds
+        client = self._client
+
+        def run() -> T:
+            metrics.MILVUS_CALLS_WAITING.dec()
+            with metrics.MILVUS_THREADS_BUSY.track_inprogress():
+                # Waiting for a thread has taken its part of the time.
+                return call(client, max(_LEAST_TIMEOUT_SECONDS, end - time.monotonic()))
+
         try:
             # The pool may be full of calls that hang, so waiting for a thread is bounded too.
             async with asyncio.timeout(seconds):
-                return await asyncio.get_running_loop().run_in_executor(self._pool, call, self._client, seconds)
+                metrics.MILVUS_CALLS_WAITING.inc()
+                future = pool.submit(run)
+                future.add_done_callback(_forget_if_never_begun)
+                return await asyncio.wrap_future(future)
         except TimeoutError as error:
             message = f"Milvus at {self.uri} did not answer the {operation} within {seconds:.1f} s: allow more time"
-            raise _Failed(Failure(DeadlineExceeded(message), retriable=True)) from error
+            raise Failed(Failure(DeadlineExceeded(message), retriable=True, unanswered=True)) from error
         except Exception as error:
             failure = translate(error, operation)
             if failure is None:
                 raise
-            raise _Failed(failure) from error
+            raise Failed(failure) from error
+
+    async def _probe(self) -> None:
+        """Finds out whether the server answers, the coordinator behind its proxy too; raises where it does not."""
+        pool, client = self._probe_thread, self._client
+        if pool is None:
+            return
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                pool, lambda: client.list_collections(timeout=_PROBE_SECONDS)
+            )
+        except Exception as error:
+            failure = translate(error, "probe")
+            if failure is None or failure.unanswered:
+                raise
 
     def _connect(self, _: Client, timeout: float) -> Client:
         security = self._security.options(self.uri)
         try:
             if self.local:
                 Path(self.uri).parent.mkdir(parents=True, exist_ok=True)
-            return MilvusClient(
+            client = MilvusClient(
                 uri=self.uri,
                 **security,
                 db_name=self._db_name,
@@ -159,6 +209,10 @@ class MilvusConnection:
                 dedicated=True,
                 grpc_options=_GRPC_OPTIONS,
             )
+            # By default it opens a new connection at every UNAVAILABLE, one thread after the other, each for up to the
+            # time of connecting and whatever the timeout of its call. gRPC connects again by itself.
+            client._handler._on_rpc_error = _raise
+            return client
         except Exception as error:
             if self.local:
                 raise FailedPrecondition(self._why_not_local()) from error
@@ -173,3 +227,12 @@ class MilvusConnection:
             f"{failed}: process {holder} holds it, and only one process may. Stop that process, use another path, "
             "or give several processes one Milvus server (http://host:port)"
         )
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def _forget_if_never_begun(future: Future[Any]) -> None:
+    if future.cancelled():
+        metrics.MILVUS_CALLS_WAITING.dec()

@@ -1,5 +1,8 @@
 """What can go wrong in Milvus, as errors a caller can act on: one table for each family of failures.
 
+Each kind of failure says what the caller gets, whether it is tried again (`search_service.retries`), and whether it
+raises the suspicion that Milvus is down (`search_service.circuit`).
+
 pymilvus raises three families: `MilvusException` with the code of the server, subclasses of it for its own checks, and
 raw `grpc.RpcError`. Codes are those of the server (https://github.com/milvus-io/milvus, pkg/util/merr) except where
 Milvus Lite has its own. Codes 1 and 65535 say nothing, so there the text decides.
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 import grpc
 from pymilvus import exceptions as pymilvus
 
+from search_service.retries import Failure
 from service_kit.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -28,12 +32,8 @@ from service_kit.errors import (
 RETRY_AFTER_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A failed call: the error for the caller, and whether the same call may pass when it is sent again."""
-
-    error: ServiceError
-    retriable: bool
+class TooLarge(ResourceExhausted):
+    """A message exceeds a limit of Milvus: the same in parts may pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,16 @@ class _Kind:
     error: type[ServiceError]
     retriable: bool = False
     advice: str = ""
+    unanswered: bool = False
 
 
-_DOWN = _Kind(Unavailable, retriable=True, advice="try again later")
-_SLOW = _Kind(DeadlineExceeded, retriable=True, advice="allow more time, or look at the load of Milvus")
+_DOWN = _Kind(Unavailable, retriable=True, advice="try again later", unanswered=True)
+# Milvus is there, but a part of it is not, or not yet.
+_NOT_READY = _Kind(Unavailable, retriable=True, advice="try again later")
+_SLOW = _Kind(
+    DeadlineExceeded, retriable=True, advice="allow more time, or look at the load of Milvus", unanswered=True
+)
+_TOO_LARGE = _Kind(TooLarge, advice="send or ask for less at a time")
 _BUSY = _Kind(ResourceExhausted, retriable=True, advice="slow down and try again")
 _FULL = _Kind(ResourceExhausted, advice="Milvus is out of memory, disk or quota: free some, or raise the quota")
 _INVALID = _Kind(InvalidArgument)
@@ -68,25 +74,25 @@ _BY_CODE: dict[int, _Kind] = {
     12: _BUSY,  # resources insufficient
     26: _UNSUPPORTED,  # Milvus Lite: the index needs a library that is not installed
     100: _MISSING,  # collection
-    101: _DOWN,  # collection not loaded
+    101: _NOT_READY,  # collection not loaded
     102: _FULL,  # number of collections
-    103: _DOWN,  # not fully loaded
+    103: _NOT_READY,  # not fully loaded
     105: _INVALID,  # schema
-    106: _DOWN,  # recovering
+    106: _NOT_READY,  # recovering
     200: _MISSING,  # partition
-    201: _DOWN,
-    202: _DOWN,
+    201: _NOT_READY,
+    202: _NOT_READY,
     250: _FULL,
-    401: _DOWN,  # replica
-    502: _DOWN,
-    503: _DOWN,  # channel
-    601: _DOWN,  # segment not loaded
+    401: _NOT_READY,  # replica
+    502: _NOT_READY,
+    503: _NOT_READY,  # channel
+    601: _NOT_READY,  # segment not loaded
     700: _MISSING,  # index
     701: _UNSUPPORTED,
     800: _MISSING,  # database
-    902: _DOWN,  # node offline
-    903: _DOWN,
-    905: _DOWN,
+    902: _NOT_READY,  # node offline
+    903: _NOT_READY,
+    905: _NOT_READY,
     1100: _INVALID,
     1101: _INVALID,
     1102: _INVALID,
@@ -100,7 +106,7 @@ _BY_CODE: dict[int, _Kind] = {
     1807: _BUSY,
     2001: _UNSUPPORTED,
     3000: _UNSUPPORTED,
-    10000: _DOWN,  # cancelled inside the server
+    10000: _NOT_READY,  # cancelled inside the server
     10001: _SLOW,
 }
 
@@ -112,10 +118,9 @@ _BY_TEXT: tuple[tuple[str, _Kind], ...] = (
     ("too large to convert", _Kind(InvalidArgument, advice="use numbers of at most 64 bits in the filter")),
     ("already exist", _EXISTS),
     ("rate limit", _BUSY),
-    # While one thread renews a broken connection, calls of the others meet the old one.
     ("closed channel", _DOWN),
     ("should create connection", _DOWN),
-    ("not ready", _DOWN),
+    ("not ready", _NOT_READY),
     ("retry timeout", _SLOW),
     ("deadline", _SLOW),
     ("unauthenticated", _DENIED),
@@ -125,7 +130,7 @@ _BY_TEXT: tuple[tuple[str, _Kind], ...] = (
 _BY_STATUS: dict[grpc.StatusCode, _Kind] = {
     grpc.StatusCode.UNAVAILABLE: _DOWN,
     grpc.StatusCode.CANCELLED: _DOWN,
-    grpc.StatusCode.ABORTED: _DOWN,
+    grpc.StatusCode.ABORTED: _NOT_READY,
     grpc.StatusCode.DEADLINE_EXCEEDED: _SLOW,
     grpc.StatusCode.RESOURCE_EXHAUSTED: _BUSY,
     grpc.StatusCode.INVALID_ARGUMENT: _INVALID,
@@ -149,6 +154,10 @@ _BY_CLASS: tuple[tuple[type[Exception], _Kind], ...] = (
 )
 
 
+# "Sent message larger than max (5 vs. 4)", "grpc: received message larger than max (5 vs. 4)"
+_LARGER_THAN_ALLOWED = "message larger than max"
+
+
 def translate(error: Exception, operation: str) -> Failure | None:
     """The failure that `error` stands for, or None when it comes from nothing that has to do with Milvus.
 
@@ -163,13 +172,16 @@ def translate(error: Exception, operation: str) -> Failure | None:
     elif isinstance(error, grpc.RpcError):
         status = error.code()
         kind, code, text = _BY_STATUS.get(status, _UNKNOWN), str(status.name), str(error.details() or "")
-        if any(part in text.lower() for part in _NO_TRUST):
+        if kind is _BUSY and _LARGER_THAN_ALLOWED in text:
+            kind = _TOO_LARGE
+        elif any(part in text.lower() for part in _NO_TRUST):
             kind = _UNTRUSTED
     else:
         return None
     # What follows the first line draws an arrow under the expression, or is a stack trace of the server.
     message = f"Milvus refused or failed the {operation} ({code}): {text.strip().partition(chr(10))[0]}"
-    return Failure(_make(kind, f"{message}: {kind.advice}" if kind.advice else message), kind.retriable)
+    told = _make(kind, f"{message}: {kind.advice}" if kind.advice else message)
+    return Failure(told, kind.retriable, kind.unanswered)
 
 
 def _kind_of(error: pymilvus.MilvusException) -> _Kind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Container, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from search_service import metrics
 from search_service.canary import Canary
@@ -40,15 +40,19 @@ class SearchService:
         self._canary = Canary(store, interval=settings.canary_interval, max_rows=settings.canary_max_rows)
         self._searcher = Searcher(store, embedders, settings, self._canary)
         self._settings = settings
+        self._gauges: asyncio.Task[None] | None = None
         self._scans = 0
-        self._gauges_due = 0.0
 
     def start(self, draining: asyncio.Event) -> None:
-        """Begins what the service does by itself, until `draining` is set."""
+        """Begins what the service does by itself: gauges, and comparisons of searches until `draining` is set."""
+        self._gauges = asyncio.create_task(self._keep_gauges())
         self._canary.start(draining)
 
     async def aclose(self) -> None:
         """Ends what the service does by itself."""
+        if self._gauges is not None:
+            self._gauges.cancel()
+            await asyncio.wait([self._gauges])
         await self._canary.aclose()
 
     # ---- Collections
@@ -237,6 +241,7 @@ class SearchService:
         if self._scans == self._settings.max_scans:
             raise ResourceExhausted(f"{self._scans} scans are in progress, the limit", _SCAN_RETRY_AFTER)
         self._scans += 1
+        metrics.SCANS.inc()
         try:
             timeout = self._settings.default_timeout
             soon = min(deadline, time.monotonic() + timeout)
@@ -249,6 +254,7 @@ class SearchService:
                     yield page
         finally:
             self._scans -= 1
+            metrics.SCANS.dec()
 
     async def search(
         self,
@@ -263,14 +269,20 @@ class SearchService:
         return await self._searcher.search(collection, tenant, queries, params, deadline=deadline)
 
     async def check(self) -> None:
-        """Makes sure that a real search works now, and now and then brings the gauges of the collections up to date."""
-        now = time.monotonic()
-        await self._store.ping(deadline=now + _CHECK_TIMEOUT)
-        if now >= self._gauges_due:  # counting rows is dear on Milvus Lite, and so are many collections anywhere
-            states = await self._store.list_collections(deadline=now + _CHECK_TIMEOUT)
-            metrics.show_collections(states)
-            self._canary.retain(state.serving.version for state in states if state.serving is not None)
-            self._gauges_due = now + _GAUGES_INTERVAL
+        """Makes sure that a real search works now."""
+        await self._store.ping(deadline=time.monotonic() + _CHECK_TIMEOUT)
+
+    async def _keep_gauges(self) -> None:
+        """Brings the gauges of the collections up to date now and then. Never returns.
+
+        Apart from `check`: counting rows is dear on Milvus Lite, and so are many collections anywhere.
+        """
+        while True:
+            with suppress(ServiceError):  # readiness tells of it
+                states = await self._store.list_collections(deadline=time.monotonic() + _GAUGES_INTERVAL)
+                metrics.show_collections(states)
+                self._canary.retain(state.serving.version for state in states if state.serving is not None)
+            await asyncio.sleep(_GAUGES_INTERVAL)
 
     # ---- Limits
 

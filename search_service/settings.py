@@ -31,8 +31,9 @@ class SearchSettings(ServerSettings):
     milvus_database: str = setting("", "Database in Milvus; empty for the default one.")
     embedder: str = setting(
         "127.0.0.1:50051",
-        "Target of the embedding service, as gRPC names it: HOST:PORT or dns:///HOST:PORT. Several, comma separated, "
-        "where collections have versions of several models; new collections and versions get the model of the first.",
+        "Target of the embedding service, as gRPC names it: HOST:PORT or dns:///HOST:PORT, of which all addresses are "
+        "used in turn, or ipv4:HOST:PORT,HOST:PORT for replicas without a name. Several, separated by spaces, where "
+        "collections have versions of several models; new collections and versions get the model of the first.",
     )
     default_timeout: float = setting(30.0, "Deadline, in seconds, of calls that come without one.", min=0.1)
     max_image_bytes: int = setting(16 << 20, "Largest encoded image, in bytes.", min=1)

@@ -29,6 +29,7 @@ from search_service.milvus_access import Access
 from search_service.milvus_calls import Consistency
 from search_service.milvus_catalog import MAX_EF, Catalog
 from search_service.milvus_connection import MilvusConnection
+from search_service.milvus_errors import TooLarge
 from search_service.milvus_exact import Nearest
 from search_service.milvus_features import Backend
 from search_service.milvus_joined import Joiner
@@ -195,8 +196,19 @@ class MilvusStore(Catalog):
             # Which one would win differs between Milvus Lite and the server.
             raise InvalidArgument("an id occurs twice in one upsert: send each id once")
         for batch in _batches(rows):
-            await self._access.write(version.physical_name, "upsert", milvus_calls.upsert(version, batch), deadline)
+            await self._write_batch(version, batch, deadline)
         return len(rows)
+
+    async def _write_batch(self, version: CollectionVersion, rows: Sequence[EncodedRow], deadline: float) -> None:
+        """Writes rows with one message, or where the server takes only smaller ones, with several."""
+        try:
+            await self._access.write(version.physical_name, "upsert", milvus_calls.upsert(version, rows), deadline)
+        except TooLarge:
+            if len(rows) == 1:
+                raise
+            half = len(rows) // 2
+            await self._write_batch(version, rows[:half], deadline)
+            await self._write_batch(version, rows[half:], deadline)
 
     async def delete(self, version: CollectionVersion, ids: Sequence[str], *, tenant: str = "", deadline: float) -> int:
         """Delete rows by id. Returns how many there were: ids that do not exist are no error."""

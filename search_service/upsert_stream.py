@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from search_service import metrics
 from search_service.service import SearchService
 from search_service.settings import SearchSettings
 from search_service.writes import Item, Outcome, PreparedUpsert
@@ -56,7 +57,8 @@ async def upsert_stream(
         Unavailable: `draining` was set before the stream ended. What was read is stored and acknowledged.
         ServiceError: a batch failed as a whole; what is not acknowledged may or may not be stored.
     """
-    await _Stream(service, items, write, settings, deadline, draining).run()
+    with metrics.STREAMS.track_inprogress():
+        await _Stream(service, items, write, settings, deadline, draining).run()
 
 
 class _Stream:

@@ -33,6 +33,7 @@ from search_service.milvus_rows import EncodedRow, check_space, encode_rows
 from search_service.naming import check_tenant
 from search_service.records import CollectionVersion, Embedding, LiveVersions, Row, VectorSpace
 from search_service.store import MilvusStore
+from search_service.timings import timed
 from service_kit.errors import DeadlineExceeded, FailedPrecondition, NotFound, ServiceError
 
 T = TypeVar("T")
@@ -98,7 +99,8 @@ class Writer:
 
             await self._in_all(live, write_to, deadline)
 
-        await self._settled(upsert.live.serving.collection, write, deadline)
+        with timed("upsert_write"):
+            await self._settled(upsert.live.serving.collection, write, deadline)
 
     async def delete(self, collection: str, tenant: str, target: Sequence[str] | Filter, *, deadline: float) -> int:
         """Deletes rows by id or filter, and returns how many there were in the version that serves."""
@@ -115,7 +117,8 @@ class Writer:
             await self._in_all(live, delete_in, deadline)
             return deleted[live.serving]
 
-        return await self._settled(collection, write, deadline)
+        with timed("delete"):
+            return await self._settled(collection, write, deadline)
 
     async def _settled(self, collection: str, write: Callable[[LiveVersions], Awaitable[T]], deadline: float) -> T:
         """Runs `write`, which may be run again, until the versions are the same behind it as before it."""
@@ -233,15 +236,16 @@ class PreparedUpsert:
         """Returns which of the images unchanged so far a version has too, with the same attributes and source."""
         if not self._unchanged:
             return []
-        stored = await self._store.get(
-            version,
-            [self._items[n].id for n in self._unchanged],
-            output=("attributes", "source", "content_sha256"),
-            tenant=self._tenant,
-            # A row that was replaced or deleted a moment ago must not pass for what is there.
-            read_your_writes=True,
-            deadline=deadline,
-        )
+        with timed("upsert_read"):
+            stored = await self._store.get(
+                version,
+                [self._items[n].id for n in self._unchanged],
+                output=("attributes", "source", "content_sha256"),
+                tenant=self._tenant,
+                # A row that was replaced or deleted a moment ago must not pass for what is there.
+                read_your_writes=True,
+                deadline=deadline,
+            )
 
         def same(n: int) -> bool:
             item, row = self._items[n], stored.get(self._items[n].id)
@@ -259,9 +263,10 @@ class PreparedUpsert:
         if not images:
             return
         try:
-            embedded = await self._embedders.embed(
-                version, list(images.values()), interactive=False, patient=self._patient, deadline=deadline
-            )
+            with timed("upsert_embed"):
+                embedded = await self._embedders.embed(
+                    version, list(images.values()), interactive=False, patient=self._patient, deadline=deadline
+                )
         except FailedPrecondition as error:  # no embedder has that model: the other items need none
             vectors.update(dict.fromkeys(images, error))
         else:

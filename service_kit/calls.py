@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,6 +16,7 @@ from service_kit import tracing
 # Printable ASCII: more could neither be metadata nor a part of a log line.
 _ALLOWED = re.compile(r"[ -~]{1,128}")
 _request_id: ContextVar[str] = ContextVar("lookalike_request_id", default="")
+_notes: ContextVar[dict[str, Any] | None] = ContextVar("lookalike_notes", default=None)
 
 
 def request_id() -> str:
@@ -37,6 +38,18 @@ def begin(metadata: Iterable[tuple[str, str | bytes]]) -> None:
     else:
         value = f"{random.getrandbits(64):016x}"  # it names a call, and guards nothing
     _request_id.set(value)
+    _notes.set({})
+
+
+def note(name: str, value: float | str) -> None:
+    """Notes something about the call, to be logged should it turn out slow; does nothing outside of calls."""
+    if (notes := _notes.get()) is not None:
+        notes[name] = value
+
+
+def notes() -> Mapping[str, Any]:
+    """Returns what has been noted about the call, also by the tasks that it started."""
+    return _notes.get() or {}
 
 
 def add_trailing_metadata(context: grpc.aio.ServicerContext[Any, Any], *pairs: tuple[str, str | bytes]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
@@ -44,14 +45,16 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Guards every call of every service of a server."""
 
-    def __init__(self, max_calls: int) -> None:
+    def __init__(self, max_calls: int, slow_call: float) -> None:
         """
         Args:
             max_calls: calls in progress at most, but for those to health and reflection; others are refused before
                 their request is read.
+            slow_call: seconds from which on a call that is no stream is logged.
         """
         self._max_calls = max_calls
         self._full = ResourceExhausted(f"the server has {max_calls} calls in progress, its limit", _RETRY_AFTER)
+        self._slow_call = slow_call
         self._calls = 0
         self._methods: dict[str, _Method] = {}
 
@@ -68,7 +71,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return _unknown(name)
-            method = self._methods[name] = _Method(name, handler, self._full)
+            method = self._methods[name] = _Method(name, handler, self._full, self._slow_call)
         if method.exempt:
             return method.guarded
         if self._calls >= self._max_calls:
@@ -86,9 +89,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Method:
     """A method's guarded handler, and the one that refuses its calls while the server is `full`; made once."""
 
-    def __init__(self, name: str, handler: Any, full: ServiceError) -> None:
+    def __init__(self, name: str, handler: Any, full: ServiceError, slow_call: float) -> None:
         _, self.service, self.name = name.split("/")
         self.exempt = self.service in _EXEMPT
+        streams = handler.request_streaming or handler.response_streaming
+        self.slow = math.inf if self.exempt or streams else slow_call
         self.started = _STARTED.labels(self.service, self.name)
         self.seconds = _HANDLING.labels(self.service, self.name)
         self.handled = functools.cache(lambda code: _HANDLED.labels(self.service, self.name, status.code_name(code)))
@@ -174,6 +179,9 @@ class _Call:
             method.handled(code).inc()
             method.seconds.observe(seconds)
             tracing.end_call(self._span, code)
+            if seconds >= method.slow:
+                fields = {"service": method.service, "method": method.name, "code": code.name}
+                log(_log, logging.WARNING, "slow call", **fields, seconds=round(seconds, 6), **calls.notes())
             if self._peer:
                 fields = {"service": method.service, "method": method.name, "code": code.name}
                 log(_log, logging.DEBUG, "call ended", **fields, seconds=round(seconds, 6), peer=self._peer)

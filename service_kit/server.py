@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from lookalike.channel import KEEPALIVE_SECONDS
 from service_kit import process
 from service_kit.errors import Broken
 from service_kit.health import Health, HealthServicer
@@ -44,13 +45,15 @@ class Server:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self.grpc = grpc.aio.server(
-            interceptors=(CallInterceptor(settings.max_concurrent_rpcs),),
+            interceptors=(CallInterceptor(settings.max_concurrent_rpcs, settings.slow_call),),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs + _SPARE_CALLS,
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
                 # Two servers on one port would each get a part of the calls, silently.
                 ("grpc.so_reuseport", 0),
+                # Clients ping this often where a call takes long; gRPC's own limit is five minutes.
+                ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
             ),
         )
         self.draining = asyncio.Event()

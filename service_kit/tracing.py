@@ -79,6 +79,15 @@ def span(name: str, **attributes: str | int | float | bool) -> AbstractContextMa
     return _tracer.start_as_current_span(name, attributes=attributes, record_exception=False)
 
 
+def part(name: str, **attributes: str | int | float | bool) -> AbstractContextManager[Any]:
+    """Makes the block a span, as `span` does, but only within another one: background work is no trace."""
+    if _tracer is None:
+        return _OFF
+    from opentelemetry import trace
+
+    return span(name, **attributes) if trace.get_current_span().get_span_context().is_valid else _OFF
+
+
 def record(name: str, began: float, ended: float, **attributes: str | int | float | bool) -> None:
     """Adds a span to the current one for what was measured elsewhere; times are of time.monotonic, in seconds."""
     if _tracer is not None:

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from pymilvus import exceptions as pymilvus
 
-from search_service.milvus_errors import translate
+from search_service.milvus_errors import TooLarge, translate
 from service_kit.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -67,6 +67,43 @@ def test_each_family_of_failures_has_its_error(error: Exception, expected: type[
     assert type(failure.error) is expected
     assert failure.retriable is retriable
     assert "search" in failure.error.message
+
+
+def too_large(text: str) -> grpc.RpcError:
+    return grpc.aio.AioRpcError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), grpc.aio.Metadata(), details=text
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["CLIENT: Sent message larger than max (5 vs. 4)", "grpc: received message larger than max (5 vs. 4)"]
+)
+def test_what_is_too_large_is_not_tried_again_as_it_is(text: str) -> None:
+    failure = translate(too_large(text), "upsert")
+    assert failure is not None
+    assert isinstance(failure.error, TooLarge)
+    assert not failure.retriable
+
+
+@pytest.mark.parametrize(
+    ("error", "unanswered"),
+    [
+        (Milvus(2, "Fail connecting to server on 127.0.0.1:1"), True),
+        (rpc_error(grpc.StatusCode.UNAVAILABLE), True),
+        (rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED), True),
+        (rpc_error(grpc.StatusCode.RESOURCE_EXHAUSTED), False),
+        (Milvus(8, "rate limit exceeded"), False),
+        (Milvus(100, "collection 'x' does not exist"), False),
+        (Milvus(101, "collection not loaded"), False),
+        (Milvus(1100, "invalid parameter"), False),
+    ],
+)
+def test_only_failures_without_an_answer_raise_the_suspicion_that_milvus_is_down(
+    error: Exception, unanswered: bool
+) -> None:
+    failure = translate(error, "search")
+    assert failure is not None
+    assert failure.unanswered is unanswered
 
 
 def test_the_message_keeps_what_milvus_said() -> None:

@@ -92,7 +92,7 @@ def secured(pems: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mi
         "TLS_SERVERKEYPATH": str(pems / "milvus.test.key"),
         "TLS_CAPEMPATH": str(pems / "ca.pem"),
     }
-    server = MilvusServer(tmp_path_factory.mktemp("secured"), configuration)
+    server = MilvusServer(tmp_path_factory.mktemp("secured"), configuration=configuration)
     yield server
     server.kill()
 

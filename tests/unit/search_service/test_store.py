@@ -28,6 +28,7 @@ from milvus_samples import (
 from prometheus_client import REGISTRY
 
 from benchmarks.milvus_server import MilvusServer
+from search_service import milvus_connection
 from search_service.filters import Filter
 from search_service.milvus_catalog import MAX_VERSIONS
 from search_service.milvus_rows import stored_bytes
@@ -49,6 +50,7 @@ from service_kit.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     ServiceError,
     Unavailable,
 )
@@ -89,7 +91,8 @@ def index_appears(uri: str, seconds: float = 15.0) -> bool:
 
 async def until_ready(store: MilvusStore) -> None:
     """As a readiness probe does."""
-    for _ in range(20):
+    end = within(60)
+    while time.monotonic() < end:
         try:
             return await store.ping(deadline=within(2))
         except (Unavailable, DeadlineExceeded):
@@ -763,6 +766,22 @@ async def test_a_deadline_in_the_past_starts_nothing(store: MilvusStore, photos:
     assert await store.count(photos, deadline=within()) == 0
 
 
+@on_lite
+async def test_rows_that_are_too_large_for_one_message_are_written_with_several(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**milvus_connection._GRPC_OPTIONS, b"grpc.max_send_message_length": 50_000}
+    monkeypatch.setattr(milvus_connection, "_GRPC_OPTIONS", options)
+    async with place.store() as store:
+        version = await store.create_collection("photos", SPACE, deadline=within())
+        assert await store.upsert(version, SPACE, make_rows(1000), deadline=within()) == 1000
+        assert await store.count(version, deadline=within()) == 1000
+        row = make_rows(1)[0]
+        huge = replace(row, attributes={"text": "x" * 60_000})
+        with pytest.raises(ResourceExhausted, match="less at a time"):
+            await store.upsert(version, SPACE, [huge], deadline=within())
+
+
 async def test_a_write_goes_on_when_its_caller_gives_up(store: MilvusStore, photos: CollectionVersion) -> None:
     rows = make_rows(3000)
     writing = asyncio.create_task(store.upsert(photos, SPACE, rows[:1000], deadline=within()))
@@ -808,7 +827,7 @@ async def test_a_server_that_dies_is_unavailable_until_it_is_back_with_every_ack
         start = time.monotonic()
         with pytest.raises(ServiceError) as caught:
             await store.count(version, deadline=within(30))
-        assert type(caught.value) is Unavailable
+        assert isinstance(caught.value, Unavailable)
         assert time.monotonic() - start < 5
         await asyncio.to_thread(process.start)
         await until_ready(store)

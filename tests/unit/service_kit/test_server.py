@@ -244,6 +244,21 @@ async def test_an_unknown_exception_is_internal_and_its_text_stays_in_the_log(st
         assert "secret detail" in caplog.text
 
 
+async def test_a_slow_call_is_logged_with_its_code(start, caplog):
+    def slow():
+        return [record.fields for record in caplog.records if record.message == "slow call"]
+
+    async with start(slow_call=0.0) as running:
+        assert (await code_of(running.embed(b"full"))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        (fields,) = slow()  # and none of the health check
+        assert (fields["method"], fields["code"]) == ("Embed", "RESOURCE_EXHAUSTED")
+        assert fields["seconds"] >= 0
+    caplog.clear()
+    async with start(slow_call=60.0) as running:
+        await running.embed(b"ok")
+    assert slow() == []
+
+
 async def test_an_error_within_a_stream_becomes_its_code_after_the_responses_before_it(start):
     async with start() as running:
         requests = [
