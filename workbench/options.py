@@ -78,3 +78,17 @@ def add_ingestion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concurrency", type=positive, default=4, metavar="N", help="calls at the same time (default: %(default)s)"
     )
+
+
+def add_index(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds the index of a collection; `default` says what there is without these flags."""
+    parser.add_argument(
+        "--index",
+        choices=("flat", "hnsw", "hnsw_sq8"),
+        help="flat is exact; hnsw is fast where there are many rows; hnsw_sq8 takes a quarter of its memory for "
+        f"vectors (default: {default})",
+    )
+    parser.add_argument("--m", type=positive, metavar="N", help="HNSW: neighbours of a node")
+    parser.add_argument(
+        "--ef-construction", type=positive, metavar="N", help="HNSW: candidates looked at while building"
+    )

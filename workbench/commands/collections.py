@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_target, positive
+from workbench.options import add_index, add_target, positive
 
 if TYPE_CHECKING:
     from lookalike import Collection, CollectionVersion, IndexSpec
@@ -30,12 +30,7 @@ def register(subparsers: Any) -> None:
         action.add_argument("name", metavar="NAME", help="name of the collection")
         add_target(action)
         if run in (_create, _create_version):
-            action.add_argument(
-                "--index",
-                choices=("flat", "hnsw", "hnsw_sq8"),
-                help="flat is exact; hnsw is fast where there are many rows; hnsw_sq8 takes a quarter of its memory "
-                "for vectors (default: the service's choice, flat on Milvus Lite and hnsw on a Milvus server)",
-            )
+            add_index(action, "the service's choice, flat on Milvus Lite and hnsw on a Milvus server")
         if run is _delete:
             action.add_argument("--version", type=positive, metavar="N", help="delete this version only")
         if run is _switch:
@@ -131,10 +126,10 @@ def _switch(args: argparse.Namespace) -> int:
     return 0
 
 
-def _index(args: argparse.Namespace) -> IndexSpec | None:
+def _index(args: argparse.Namespace) -> IndexSpec:
     from lookalike import IndexSpec, IndexType
 
-    return IndexSpec(IndexType[args.index.upper()]) if args.index else None
+    return IndexSpec(IndexType[(args.index or "unspecified").upper()], args.m or 0, args.ef_construction or 0)
 
 
 def _print_versions(collection: Collection) -> None:

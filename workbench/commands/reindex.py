@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_data_dir, add_ingestion, add_target, positive, program
+from workbench.options import add_data_dir, add_index, add_ingestion, add_target, positive, program
 
 if TYPE_CHECKING:
     from lookalike import AsyncClient, Collection, CollectionVersion, IndexSpec, VectorSpace
@@ -31,13 +31,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--collection", required=True, metavar="NAME", help="the collection")
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="bundle of the new model (default: the model stays)")
-    parser.add_argument(
-        "--index", choices=("hnsw", "flat"), help="kind of the new index (default: that of the serving version)"
-    )
-    parser.add_argument("--m", type=positive, metavar="N", help="HNSW: neighbours of a node")
-    parser.add_argument(
-        "--ef-construction", type=positive, metavar="N", help="HNSW: candidates looked at while building"
-    )
+    add_index(parser, "that of the serving version")
     parser.add_argument("--no-switch", action="store_true", help="fill and check the new version, and leave it at that")
     parser.add_argument(
         "--allow-missing",
