@@ -10,6 +10,15 @@ import pytest
 from benchmarks.milvus_server import MilvusServer, why_not
 
 Backend = Literal["lite", "server"]
+# By default its parts look around every second or less often, which makes a collection take three to be ready.
+_QUICK = {
+    "QUERYCOORD_CHECKCHANNELINTERVAL": "100",  # milliseconds
+    "QUERYCOORD_CHECKSEGMENTINTERVAL": "100",
+    "QUERYCOORD_DISTPULLINTERVAL": "100",
+    "PROXY_TIMETICKINTERVAL": "50",
+    "QUERYCOORD_LEADERVIEWUPDATEINTERVAL": "1",  # seconds
+    "QUERYCOORD_UPDATENEXTTARGETINTERVAL": "1",
+}
 _SERVER = pytest.StashKey[MilvusServer]()
 
 
@@ -34,7 +43,7 @@ def milvus_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     """The one Milvus server of a run of tests."""
     if reason := why_not():
         pytest.skip(reason)
-    server = MilvusServer(tmp_path_factory.mktemp("milvus"))
+    server = MilvusServer(tmp_path_factory.mktemp("milvus"), configuration=_QUICK)
     request.config.stash[_SERVER] = server
     yield server
     server.kill()
