@@ -206,6 +206,7 @@ async def test_only_another_version_that_is_there_can_be_filled(photos: Photos) 
         await photos.fill(await photos.copy_of("a"))
 
 
+@on_lite
 async def test_surplus_rows_are_deleted_where_the_serving_version_lacks_them(photos: Photos) -> None:
     version = await photos.create_version()
     await photos.upsert(item("kept"), item("lost"), item("left"))

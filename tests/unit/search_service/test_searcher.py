@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from milvus_samples import DIMENSION, SPACE, free_port, make_rows, unit_vectors, within
+from milvus_samples import DIMENSION, SPACE, free_port, make_rows, on_lite, unit_vectors, within
 
 from search_service import searcher
 from search_service.embedder_client import EmbedderClient
@@ -93,6 +93,7 @@ async def test_a_batch_gives_each_query_what_it_gets_alone(
     assert set(batch.timings) == {"get", "search", "total"}
 
 
+@on_lite
 async def test_a_bad_query_harms_no_other(store: MilvusStore, photos: CollectionVersion, searches: Searcher) -> None:
     rows = make_rows(20)
     await store.upsert(photos, SPACE, rows, deadline=within())
@@ -116,12 +117,14 @@ async def test_a_bad_query_harms_no_other(store: MilvusStore, photos: Collection
     assert found(result.outcomes[1])[0] == rows[0].id
 
 
+@on_lite
 async def test_a_batch_of_bad_queries_alone_searches_nothing(photos: CollectionVersion, searches: Searcher) -> None:
     result = await search(searches, StoredId("stranger"), b"x" * (SETTINGS.max_image_bytes + 1))
     assert [type(outcome) for outcome in result.outcomes] == [NotFound, InvalidArgument]
     assert "search" not in result.timings
 
 
+@on_lite
 @pytest.mark.parametrize("count", [0, SETTINGS.max_batch_queries + 1])
 async def test_batches_have_a_limit(photos: CollectionVersion, searches: Searcher, count: int) -> None:
     with pytest.raises(InvalidArgument, match=f"{count} queries: send 1 to 8"):
@@ -213,6 +216,7 @@ async def test_folding_makes_room_for_hits_that_differ(
     assert [row_id[:4] for row_id in found(both.outcomes[0])] == ["0001", "0002"]
 
 
+@on_lite
 async def test_a_batch_is_folded_query_by_query(
     store: MilvusStore, photos: CollectionVersion, searches: Searcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +232,7 @@ async def test_a_batch_is_folded_query_by_query(
         assert {outcome[0].row.id, *outcome[0].folded_ids} == {row.id, f"{row.id}-twin"}
 
 
+@on_lite
 @pytest.mark.parametrize(
     ("params", "reason"),
     [

@@ -345,6 +345,7 @@ async def test_a_description_tells_how_many_rows_the_index_covers(
     assert state.memory_bytes > 100 * DIMENSION * 4
 
 
+@on_lite
 async def test_similarity_never_leaves_its_range(store: MilvusStore, photos: CollectionVersion) -> None:
     rows = make_rows(200)
     await store.upsert(photos, SPACE, rows, deadline=within())
@@ -385,6 +386,7 @@ async def test_a_filter_chooses_before_the_search(store: MilvusStore, photos: Co
     assert sorted(ids(hits)) == [f"img/{i:05d}.jpg" for i in range(1, 30, 3)]
 
 
+@on_lite
 async def test_an_empty_collection_has_no_hits(store: MilvusStore, photos: CollectionVersion) -> None:
     for exact in (False, True):
         found = await store.search(photos, SPACE, unit_vectors(2), top_k=5, exact=exact, deadline=within())
@@ -541,6 +543,7 @@ async def test_what_versions_live_is_known_at_once_to_whoever_changed_it(
         await store.live("photos", deadline=within())
 
 
+@on_lite
 async def test_a_collection_has_so_many_versions_and_no_more(store: MilvusStore, photos: CollectionVersion) -> None:
     for number in range(2, MAX_VERSIONS + 1):
         assert (await store.create_version("photos", SPACE, deadline=within())).number == number

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 from embedding_server import BAD, EmbeddingServer, serving, vector_of
-from milvus_samples import within
+from milvus_samples import on_lite, within
 
 from search_service.embedders import Embedders
 from search_service.filters import Filter
@@ -100,6 +100,7 @@ async def test_writes_go_to_every_version_before_and_after_a_switch_and_back(pho
     assert await photos.rows(1) == await photos.rows(2) == {"a": 1, "d": 0, "e": 0}
 
 
+@on_lite
 async def test_an_image_that_one_model_refuses_fails_alone_and_is_in_no_version(photos: Photos) -> None:
     await photos.create_version()
     good, bad, last = await photos.upsert(item("a"), item("b", BAD), item("c"))
@@ -108,6 +109,7 @@ async def test_an_image_that_one_model_refuses_fails_alone_and_is_in_no_version(
     assert await photos.rows(1) == await photos.rows(2) == {"a": 0, "c": 0}
 
 
+@on_lite
 async def test_the_last_good_item_of_an_id_is_stored_in_every_version(photos: Photos) -> None:
     await photos.create_version()
     outcomes = await photos.upsert(item("a", n=1), item("a", n=2), item("a", BAD))
@@ -126,6 +128,7 @@ async def test_what_is_unchanged_in_one_version_only_is_written_to_all(photos: P
     assert embedded == [b"a", b"b"]
 
 
+@on_lite
 async def test_versions_of_one_model_are_embedded_once(photos: Photos) -> None:
     await photos.create_version(OLD)
     await photos.upsert(item("a"))
@@ -133,6 +136,7 @@ async def test_versions_of_one_model_are_embedded_once(photos: Photos) -> None:
     assert photos.servers["old-model"].embedded == [b"a"]
 
 
+@on_lite
 async def test_an_image_that_cannot_go_to_a_version_being_filled_goes_nowhere(old_only: Photos) -> None:
     await old_only.create_version()
     [outcome] = await old_only.upsert(item("a"))
@@ -142,6 +146,7 @@ async def test_an_image_that_cannot_go_to_a_version_being_filled_goes_nowhere(ol
     assert await old_only.rows(1) == {}
 
 
+@on_lite
 async def test_a_version_of_before_without_an_embedder_does_without_images(photos: Photos) -> None:
     await photos.upsert(item("a"))
     await photos.create_version()
@@ -156,6 +161,7 @@ async def test_a_version_of_before_without_an_embedder_does_without_images(photo
     assert await photos.rows(2) == {"c": 0}
 
 
+@on_lite
 async def test_vectors_go_to_versions_of_their_model(photos: Photos) -> None:
     old, new = (Embedding(vector_of(b"a", space), space.fingerprint) for space in (OLD, NEW))
     await photos.create_version()
@@ -198,6 +204,7 @@ async def test_an_unchanged_image_is_written_to_a_version_that_is_created_meanwh
     assert await photos.rows(2) == {"a": 0, "b": 0}
 
 
+@on_lite
 async def test_a_version_that_is_created_by_another_process_is_reached(photos: Photos) -> None:
     async def create_elsewhere() -> None:
         # What another replica does to the same Milvus: the cache here is not told.
@@ -210,6 +217,7 @@ async def test_a_version_that_is_created_by_another_process_is_reached(photos: P
     assert await photos.rows(2) == {"a": 0}
 
 
+@on_lite
 async def test_an_upsert_that_left_out_a_version_of_before_notices_when_it_serves_again(photos: Photos) -> None:
     await photos.create_version()
     await photos.switch(2)
@@ -234,6 +242,7 @@ async def test_a_collection_that_is_deleted_meanwhile_is_not_found(photos: Photo
         await photos.upsert(item("a"))
 
 
+@on_lite
 async def test_of_concurrent_upserts_the_same_one_wins_in_every_version(photos: Photos) -> None:
     await photos.create_version()
     ids = [str(n) for n in range(20)]
@@ -291,6 +300,7 @@ async def test_nothing_is_lost_while_versions_come_serve_and_go(photos: Photos) 
     assert (await photos.rows(1)).keys() == set(stored)
 
 
+@on_lite
 async def test_a_write_that_waits_for_others_ends_by_its_deadline(photos: Photos) -> None:
     live = await photos.store.live("photos", deadline=within())
     await photos.create_version()
