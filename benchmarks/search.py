@@ -6,8 +6,9 @@ machine, as is stated by the CPU time of each. pymilvus searches the very collec
 the same `ef`, consistency and output fields, from as many threads on one client as the SDK. By then Milvus has indexed
 every row.
 
-On Milvus Lite the service, which joins searches that come together, is beside pymilvus, which makes one call for each
-query, on copies of one database; the service has it open in its process, pymilvus in that of its callers.
+On Milvus Lite the service, which joins searches that come together, is beside itself with joining switched off, and
+beside pymilvus, which makes one call for each query, too: on copies of one database, which the service has open in its
+process, and pymilvus in that of its callers.
 
 The report, JSON, `schema` 1:
 
@@ -189,7 +190,9 @@ class Benchmark:
         most = max(self._args.concurrency)
         of = {(row.backend, row.search, row.callers): row for row in self.rows}
         ours, peer = of.get(("server", "lookalike", most)), of.get(("server", "pymilvus", most))
-        joined, single = (of.get(("lite", name, self._args.lite_callers)) for name in ("lookalike", "pymilvus"))
+        joined, single = (
+            of.get(("lite", name, self._args.lite_callers)) for name in ("lookalike", "lookalike, not joined")
+        )
         kept = {(found.backend, found.percent): found.recall for found in self.filtered}
         values = (
             _ratio_of_rounds(ours, peer),
@@ -255,10 +258,16 @@ class Benchmark:
         seconds = time.monotonic() - started
         copy = database.with_name("copy.db")
         shutil.copytree(database, copy, ignore=shutil.ignore_patterns("LOCK"))
-        with self._service(str(database), "search-service-lite") as service:
+        other = database.with_name("other.db")
+        shutil.copytree(copy, other)
+        with (
+            self._service(str(database), "search-service-lite") as service,
+            self._service(str(other), "search-service-lite-alone", "--max-joined-queries", "1") as alone,
+        ):
             ours = _Way("lookalike", Target("lookalike", shape, service.addresses.grpc), 0, service.pid, None, seconds)
+            single = _Way("lookalike, not joined", Target("lookalike", shape, alone.addresses.grpc), 0, alone.pid)
             direct = _Way("pymilvus", Target("pymilvus", shape, str(copy), physical, self._ef), 1)
-            self._measure("lite", [ours, direct], given, [args.lite_callers])
+            self._measure("lite", [ours, single, direct], given, [args.lite_callers])
             self._filters("lite", ours, given)
 
     def _measure(self, backend: str, ways: Sequence[_Way], given: Data, concurrency: Sequence[int]) -> None:
@@ -296,9 +305,9 @@ class Benchmark:
             self.filtered.append(Filtered(backend, percent, share, latency(np.array(found.seconds))))
 
     @contextmanager
-    def _service(self, milvus: str, name: str) -> Iterator[ServerProcess]:
-        flags = ["--milvus-uri", milvus, "--address", ANY_PORT, "--metrics-address", ANY_PORT]
-        with ServerProcess(name, "search_service.main", flags, self._args.logs.resolve()) as service:
+    def _service(self, milvus: str, name: str, *flags: str) -> Iterator[ServerProcess]:
+        given = ["--milvus-uri", milvus, "--address", ANY_PORT, "--metrics-address", ANY_PORT, *flags]
+        with ServerProcess(name, "search_service.main", given, self._args.logs.resolve()) as service:
             yield service
 
     def _skip(self, what: str) -> None:

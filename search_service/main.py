@@ -32,6 +32,7 @@ async def serve(settings: SearchSettings) -> int:
         settings.milvus_uri,
         security=security,
         db_name=settings.milvus_database,
+        joined_queries=settings.max_joined_queries,
         max_filter_bytes=settings.max_filter_bytes,
         max_filter_depth=settings.max_filter_depth,
     )

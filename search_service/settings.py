@@ -39,6 +39,9 @@ class SearchSettings(ServerSettings):
     max_image_bytes: int = setting(16 << 20, "Largest encoded image, in bytes.", min=1)
     max_batch_items: int = setting(512, "Rows in one Upsert, ids in one Get or Delete, at most.", min=1)
     max_batch_queries: int = setting(64, "Queries in one SearchBatch at most; Milvus takes 1024 at a time.", min=1)
+    max_joined_queries: int = setting(
+        64, "Queries of equal searches that are joined into one call of Milvus, at most. 1: none are joined.", min=1
+    )
     max_scans: int = setting(8, "Scans in progress at most; others get RESOURCE_EXHAUSTED.", min=1)
     max_stream_rows: int = setting(384, "Rows of one UpsertStream read and not acknowledged at most.", min=1)
     max_stream_bytes: int = setting(32 << 20, "Bytes of such rows, from which on no more are read.", min=1 << 10)

@@ -61,8 +61,9 @@ _BATCH_BYTES = 16 << 20
 _IDS_PER_EXPRESSION = 500
 _PAGE_ROWS = 16_000  # Milvus Lite walks over all rows for each page; a server gives at most 16,384
 _PAGE_BYTES = 16 << 20
-_JOINED_QUERIES = 64
 _JOINED_ROWS = 2_000  # each costs some time of its own
+_RUNS_ON_LITE = 1  # it does one thing at a time
+_RUNS_ON_A_SERVER = int(__import__("os").environ.get("RUNS", "2"))
 _PAGE_GROWTH = 4
 _PAGE_SAMPLE = 64  # rows whose size stands for that of their page
 
@@ -79,6 +80,7 @@ class MilvusStore(Catalog):
         write_timeout: seconds that one attempt of a write may take, even if its caller has given up.
         attempts: how often a call is tried before its error is given to the caller.
         threads: the most calls at one time.
+        joined_queries: vectors of searches that are joined into one call of Milvus, at most; 1 for none.
         max_filter_bytes, max_filter_depth: limits of a caller's filter.
     """
 
@@ -93,6 +95,7 @@ class MilvusStore(Catalog):
         write_timeout: float = 60.0,
         attempts: int = 4,
         threads: int = 16,
+        joined_queries: int = 64,
         max_filter_bytes: int = 65_536,
         max_filter_depth: int = 32,
     ) -> None:
@@ -106,7 +109,8 @@ class MilvusStore(Catalog):
             threads=threads,
         )
         super().__init__(connection, Access(connection, write_seconds=write_timeout))
-        self._joiner = Joiner()
+        self._joiner = Joiner(_RUNS_ON_LITE if connection.local else _RUNS_ON_A_SERVER)
+        self._joined_queries = joined_queries
         self._max_filter_bytes = max_filter_bytes
         self._max_filter_depth = max_filter_depth
 
@@ -372,8 +376,10 @@ class MilvusStore(Catalog):
             return [hits[offset:] for hits in found]
 
         with _blaming(condition):
+            if self._joined_queries == 1:
+                return await run(queries, deadline)
             kind = (version.physical_name, top_k, offset, expression, breadth, tuple(output), level)
-            most = min(_JOINED_QUERIES, _JOINED_ROWS // (top_k + offset))
+            most = min(self._joined_queries, _JOINED_ROWS // (top_k + offset))
             return await self._joiner.search(kind, queries, run, most=most, deadline=deadline)
 
     async def _search_exactly(
