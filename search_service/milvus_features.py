@@ -20,6 +20,9 @@ FeatureName = Literal[
     "search_by_id",
     "filter_values",
     "null_conditions",
+    "membership_of_attributes",
+    "attributes_of_any_name",
+    "true_is_not_1",
     "bounded_reads_see_all_writes",
     "last_of_equal_ids_wins",
     "insert_of_a_stored_id_replaces",
@@ -42,6 +45,11 @@ FEATURES: Mapping[FeatureName, Feature] = {
     "search_by_id": Feature("search by the id of a stored row (`ids=`)", False, (2, 6, 9)),
     "filter_values": Feature("values of a filter beside its expression (`filter_params`)", False, (2, 5, 0)),
     "null_conditions": Feature("`is null` in filters", True, (2, 5, 0)),
+    "membership_of_attributes": Feature('`attributes["x"] in [...]` in filters', False, (2, 3, 5)),
+    "attributes_of_any_name": Feature(
+        "filters on attributes whose name is empty or has a control character, as a tab", True, None
+    ),
+    "true_is_not_1": Feature("filters tell `true` from 1", False, (2, 3, 5)),
     "bounded_reads_see_all_writes": Feature("a Bounded read sees every acknowledged write", True, None),
     "last_of_equal_ids_wins": Feature("of two rows with one id in one upsert the last is stored", True, None),
     "insert_of_a_stored_id_replaces": Feature("`insert` of a stored id makes no second row", True, None),

@@ -164,6 +164,8 @@ def test_any_ids_and_attributes_give_exactly_the_right_rows(
         for fields in rows.values()
         for key, value in fields.items()
         if isinstance(value, bool | int | float | str)
+        # See `attributes_of_any_name` in search_service/milvus_features.py.
+        and (backend == "lite" or (key and not any(each < " " and each not in "\r\n" for each in key)))
     ]
     # The neighbour's rows have the same ids.
     with (

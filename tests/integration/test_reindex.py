@@ -250,7 +250,7 @@ def test_another_index_of_the_same_model_gets_the_vectors_of_every_tenant(
 ) -> None:
     space = VectorSpace("mine", 4)
     with searching(tmp_path, *embedders) as target, Client(target) as client:
-        client.create_collection("photos", space=space, multi_tenant=True)
+        client.create_collection("photos", space=space, index=IndexSpec(IndexType.HNSW), multi_tenant=True)
         for tenant in ("acme", "bolt"):
             items = [Item(str(n), vector=Embedding([n, 1, n % 7, 3], "mine"), attributes={"n": n}) for n in range(300)]
             client.upsert("photos", items, tenant=tenant)

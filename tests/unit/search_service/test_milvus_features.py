@@ -15,6 +15,7 @@ from pymilvus import DataType, MilvusClient, MilvusException
 
 from lookalike.search.v1 import search_pb2 as pb
 from search_service import convert, milvus_local
+from search_service.filters import literal
 from search_service.milvus_features import FEATURES, Backend, FeatureName
 from search_service.records import IndexSpec
 from service_kit.errors import Unimplemented
@@ -79,6 +80,22 @@ def null_conditions(bench: Bench) -> bool:
     return len(bench.read('id == "null" and attributes["gone"] is null')) == 1
 
 
+def membership_of_attributes(bench: Bench) -> bool:
+    bench.upsert({"id": "member", "attributes": {"x": 7}})
+    return len(bench.read('id == "member" and attributes["x"] in [6, 7]')) == 1
+
+
+def attributes_of_any_name(bench: Bench) -> bool:
+    names = ["a\tb", "\x01"]
+    bench.upsert({"id": "names", "attributes": dict.fromkeys(names, 1)})
+    return all(bench.read(f'id == "names" and attributes[{literal(name)}] == 1') for name in names)
+
+
+def true_is_not_1(bench: Bench) -> bool:
+    bench.upsert({"id": "one", "attributes": {"x": 1}})
+    return not bench.read('id == "one" and attributes["x"] == true')
+
+
 def bounded_reads_see_all_writes(bench: Bench) -> bool:
     # Once could be luck.
     for number in range(5):
@@ -122,6 +139,9 @@ TRIALS: dict[FeatureName, Callable[[Bench], bool]] = {
     "search_by_id": search_by_id,
     "filter_values": filter_values,
     "null_conditions": null_conditions,
+    "membership_of_attributes": membership_of_attributes,
+    "attributes_of_any_name": attributes_of_any_name,
+    "true_is_not_1": true_is_not_1,
     "bounded_reads_see_all_writes": bounded_reads_see_all_writes,
     "last_of_equal_ids_wins": last_of_equal_ids_wins,
     "insert_of_a_stored_id_replaces": insert_of_a_stored_id_replaces,
