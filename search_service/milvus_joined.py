@@ -7,7 +7,7 @@ import contextvars
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,27 +26,15 @@ class _Caller:
     found: asyncio.Future[Found]
 
 
-@dataclass(slots=True, eq=False)
-class _Line:
-    """Callers of one kind who wait, and how many searches of the kind run."""
-
-    waiting: deque[_Caller] = field(default_factory=deque)
-    runs: int = 0
-
-
 class Joiner:
-    """Runs few searches of a kind at a time; those of the kind that come meanwhile are the next one, together.
+    """Runs one search of a kind at a time; those of the kind that come meanwhile are the next one, together.
 
-    A search that finds fewer running starts at once. Each caller waits no longer than its own deadline, and one that
+    A search that finds none running starts at once. Each caller waits no longer than its own deadline, and one that
     leaves takes nothing from the others.
-
-    Args:
-        runs: searches of a kind at a time.
     """
 
-    def __init__(self, runs: int = 1) -> None:
-        self._runs = runs
-        self._lines: dict[Hashable, _Line] = {}
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, deque[_Caller]] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
     async def search(self, kind: Hashable, queries: Vector, run: Run, *, most: int, deadline: float) -> Found:
@@ -63,12 +51,12 @@ class Joiner:
             DeadlineExceeded: the hits were not there in time. Besides, what `run` raises.
         """
         caller = _Caller(queries, deadline, asyncio.get_running_loop().create_future())
-        line = self._lines.setdefault(kind, _Line())
-        line.waiting.append(caller)
-        if line.runs < self._runs:
-            line.runs += 1
+        if kind in self._waiting:
+            self._waiting[kind].append(caller)
+        else:
+            self._waiting[kind] = deque([caller])
             # In a context of its own: it works for many calls, and belongs to the trace of none.
-            task = asyncio.create_task(self._serve(kind, line, run, most), context=contextvars.Context())
+            task = asyncio.create_task(self._serve(kind, run, most), context=contextvars.Context())
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         try:
@@ -77,18 +65,17 @@ class Joiner:
         except TimeoutError as error:
             raise DeadlineExceeded("Milvus did not answer the search in time: allow more") from error
 
-    async def _serve(self, kind: Hashable, line: _Line, run: Run, most: int) -> None:
+    async def _serve(self, kind: Hashable, run: Run, most: int) -> None:
+        waiting = self._waiting[kind]
         try:
-            while callers := _next(line.waiting, most):
+            while callers := _next(waiting, most):
                 try:
                     await _answer(callers, run)
                 except ResourceExhausted:  # perhaps their hits were too many for one message
                     for caller in callers:
                         await _answer([caller], run)
         finally:
-            line.runs -= 1
-            if not line.runs:
-                del self._lines[kind]
+            del self._waiting[kind]
 
 
 def _next(waiting: deque[_Caller], most: int) -> list[_Caller]:

@@ -62,8 +62,6 @@ _IDS_PER_EXPRESSION = 500
 _PAGE_ROWS = 16_000  # Milvus Lite walks over all rows for each page; a server gives at most 16,384
 _PAGE_BYTES = 16 << 20
 _JOINED_ROWS = 2_000  # each costs some time of its own
-_RUNS_ON_LITE = 1  # it does one thing at a time
-_RUNS_ON_A_SERVER = int(__import__("os").environ.get("RUNS", "2"))
 _PAGE_GROWTH = 4
 _PAGE_SAMPLE = 64  # rows whose size stands for that of their page
 
@@ -109,7 +107,7 @@ class MilvusStore(Catalog):
             threads=threads,
         )
         super().__init__(connection, Access(connection, write_seconds=write_timeout))
-        self._joiner = Joiner(_RUNS_ON_LITE if connection.local else _RUNS_ON_A_SERVER)
+        self._joiner = Joiner()
         self._joined_queries = joined_queries
         self._max_filter_bytes = max_filter_bytes
         self._max_filter_depth = max_filter_depth

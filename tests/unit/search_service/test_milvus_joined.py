@@ -105,17 +105,3 @@ async def test_an_error_is_everybodys_but_too_much_together_is_tried_apart() -> 
     run.error = NotFound("gone")
     for outcome in await asyncio.gather(*(search(joiner, run, n) for n in range(3)), return_exceptions=True):
         assert isinstance(outcome, NotFound)
-
-
-async def test_as_many_run_at_a_time_as_may_and_the_rest_wait_together() -> None:
-    joiner, run = Joiner(2), Searching()
-    early = []
-    for value in (1, 2):
-        early.append(search(joiner, run, value))
-        await started(run)
-    later = [search(joiner, run, 3), search(joiner, run, 4)]
-    await asyncio.sleep(0)
-    assert run.asked == [[1], [2]]
-    run.may_end.set()
-    assert [found(await task) for task in early + later] == [[1], [2], [3], [4]]
-    assert run.asked == [[1], [2], [3, 4]]
