@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from service_processes import embedder
 
 from embedder_service.model.build import build
-from lookalike import Client
+from lookalike import Client, VectorSpace
 from workbench.demo_images import DemoImages, make_demo_images
 from workbench.services import Services, running
 
@@ -44,3 +45,35 @@ def client(services: Services) -> Iterator[Client]:
     """A client of the search service."""
     with Client(services.search.addresses.grpc) as client:
         yield client
+
+
+@pytest.fixture
+def photos(client: Client) -> Iterator[str]:
+    """An empty collection for images."""
+    client.create_collection("photos")
+    yield "photos"
+    client.delete_collection("photos")
+
+
+@pytest.fixture
+def points(client: Client) -> Iterator[str]:
+    """An empty collection for vectors of 4 dimensions of a model called "mine"."""
+    client.create_collection("points", space=VectorSpace("mine", 4))
+    yield "points"
+    client.delete_collection("points")
+
+
+@pytest.fixture(scope="session")
+def second_bundle(tmp_path_factory: pytest.TempPathFactory, demo_images: DemoImages) -> Path:
+    """Another model: of half the dimensions, its PCA fitted on fewer images."""
+    folder = tmp_path_factory.mktemp("second") / "bundle"
+    build("efficientnet_lite0", "imagenet", sorted(demo_images.copies.rglob("*.*"))[:48], 32, folder, lambda *_: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedders(bundle: Path, second_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The addresses of an embedder with the old model, and one with the new."""
+    logs = tmp_path_factory.mktemp("embedders")
+    with embedder("old", bundle, logs) as old, embedder("new", second_bundle, logs) as new:
+        yield old.addresses.grpc, new.addresses.grpc

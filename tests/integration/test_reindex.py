@@ -13,14 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from service_processes import searching
 
-from embedder_service.model.build import build
 from lookalike import (
     Client,
     CollectionVersion,
@@ -35,41 +34,10 @@ from lookalike import (
 from workbench.demo_images import DemoImages
 from workbench.images import ImageFile, find_images
 from workbench.ingest import ingest_with_progress
-from workbench.services import ANY_PORT, ServerProcess
 
 ROWS = int(os.environ.get("LOOKALIKE_REINDEX_ROWS", "400"))
 SEARCHES_PER_SECOND, UPSERTS_PER_SECOND = 20, 5
 SECONDS = 120 + ROWS / 5  # for the whole of a command
-
-
-@pytest.fixture(scope="module")
-def second_bundle(tmp_path_factory: pytest.TempPathFactory, demo_images: DemoImages) -> Path:
-    """Another model: of half the dimensions, its PCA fitted on fewer images."""
-    folder = tmp_path_factory.mktemp("second") / "bundle"
-    build("efficientnet_lite0", "imagenet", sorted(demo_images.copies.rglob("*.*"))[:48], 32, folder, lambda *_: None)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def embedders(bundle: Path, second_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """The addresses of an embedder with the old model, and one with the new."""
-    logs = tmp_path_factory.mktemp("embedders")
-    with embedder("old", bundle, logs) as old, embedder("new", second_bundle, logs) as new:
-        yield old.addresses.grpc, new.addresses.grpc
-
-
-def embedder(name: str, bundle: Path, logs: Path) -> ServerProcess:
-    flags = ["--bundle", str(bundle), "--address", ANY_PORT, "--metrics-address", ANY_PORT]
-    return ServerProcess(f"embedder-{name}", "embedder_service.main", flags, logs)
-
-
-@contextmanager
-def searching(folder: Path, *embedders: str) -> Iterator[str]:
-    """Runs a search service on the database in a folder; the same one after a restart."""
-    flags = ["--milvus-uri", str(folder / "milvus.db"), "--embedder", ",".join(embedders)]
-    flags += ["--address", ANY_PORT, "--metrics-address", ANY_PORT]
-    with ServerProcess("search-service", "search_service.main", flags, folder) as process:
-        yield process.addresses.grpc
 
 
 def command(target: str, folder: Path, *arguments: str) -> list[str]:

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +52,6 @@ NASTY_IDS = [
     " ",
     "x" * 512,
 ]
-
-
-@pytest.fixture
-def photos(client: Client) -> Iterator[str]:
-    """An empty collection for images."""
-    client.create_collection("photos")
-    yield "photos"
-    client.delete_collection("photos")
-
-
-@pytest.fixture
-def points(client: Client) -> Iterator[str]:
-    """An empty collection for vectors of 4 dimensions of a model called "mine"."""
-    client.create_collection("points", space=VectorSpace("mine", 4))
-    yield "points"
-    client.delete_collection("points")
 
 
 def point(*values: float) -> Embedding:

@@ -22,22 +22,6 @@ from workbench.demo_images import DemoImages
 from workbench.services import ServerProcess, Services
 
 
-@pytest.fixture
-def photos(client: Client) -> Iterator[str]:
-    """An empty collection for images."""
-    client.create_collection("photos")
-    yield "photos"
-    client.delete_collection("photos")
-
-
-@pytest.fixture
-def points(client: Client) -> Iterator[str]:
-    """An empty collection for vectors of 4 dimensions of a model called "mine"."""
-    client.create_collection("points", space=VectorSpace("mine", 4))
-    yield "points"
-    client.delete_collection("points")
-
-
 def point(id: str, n: int = 0) -> Item:
     return Item(id, vector=Embedding([1, n, 0, 0], "mine"), attributes={"n": n})
 
