@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
+from statistics import fmean
 
 import grpc
 
@@ -32,14 +33,13 @@ from lookalike import (
     VectorSpace,
     VersionState,
 )
+from search_service.recall import Ranked, recall_at_k
 from workbench import retries
 from workbench.errors import CommandError
 from workbench.progress import Progress
 from workbench.sources import SourceError, read_source
 
 _TOP_K = 10
-# Rounding may give a row another similarity in an exact search than by the index.
-_SAME_SIMILARITY = 1e-5
 _VECTORS_PER_IMAGE = 8  # a vector is that much quicker copied than an image embedded
 
 # A row: its tenant, which may be empty and holds no "/", and its id.
@@ -199,9 +199,10 @@ class Filler:
         """Searches the version by stored rows, by its index and exactly.
 
         Returns:
-            the part of the 10 most similar rows that the index finds, and how many rows were searched by.
+            the recall at 10 of the index, and how many rows were searched by.
         """
-        found = wanted = searched = 0
+        recalls: list[float] = []
+        searched = 0
         for tenant, ids in self._batches(sample, self._limits.max_batch_queries):
             queries = [Query(id=row_id) for row_id in ids]
             by_index, exact = [
@@ -211,15 +212,12 @@ class Filler:
                 if isinstance(hits, LookalikeError) or isinstance(best, LookalikeError):
                     continue  # the row is not there, or not any more
                 searched += 1
-                if best:
-                    # Of rows that are equally similar any will do.
-                    least = best[-1] - _SAME_SIMILARITY
-                    found += min(len(best), sum(similarity >= least for similarity in hits))
-                    wanted += len(best)
-        return found / wanted if wanted else 1.0, searched
+                if (recall := recall_at_k(hits, best, _TOP_K)) is not None:
+                    recalls.append(recall)
+        return fmean(recalls) if recalls else 1.0, searched
 
-    async def _search(self, tenant: str, queries: Sequence[Query], exact: bool) -> list[list[float] | LookalikeError]:
-        """Returns the similarities of the hits of each query."""
+    async def _search(self, tenant: str, queries: Sequence[Query], exact: bool) -> list[Ranked | LookalikeError]:
+        """Returns the hits of each query."""
         result = await self._client.search_batch(
             self._name,
             queries,
@@ -231,7 +229,8 @@ class Filler:
             attributes=(),
         )
         return [
-            hits if isinstance(hits, LookalikeError) else [hit.similarity for hit in hits] for hits in result.results
+            hits if isinstance(hits, LookalikeError) else [(hit.id, hit.similarity) for hit in hits]
+            for hits in result.results
         ]
 
     # ---- What there is
