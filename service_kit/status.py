@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -67,7 +68,11 @@ def from_rpc_error(error: grpc.RpcError, subject: str) -> errors.ServiceError:
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.ServiceError) -> None:
     """Ends a call with the status of an error. Never returns."""
     add_trailing_metadata(context, (_DETAILS_KEY, to_status(error).SerializeToString()))
-    await context.abort(code_of(error), error.message)
+    try:
+        await context.abort(code_of(error), error.message)
+    except grpc.aio.InternalError as failure:
+        # The call has just ended by itself, as by its deadline. gRPC would log that as a fault of ours.
+        raise asyncio.CancelledError from failure
 
 
 def _from_client(error: client.LookalikeError, subject: str) -> errors.ServiceError:

@@ -17,7 +17,7 @@ def test_the_benchmark_reports_the_search_beside_pymilvus_on_milvus_lite(tmp_pat
     assert report["milvus"] is None
     assert any("--rows 0" in reason for reason in report["skipped"])
     rows = {row["search"]: row for row in report["searches"]}
-    assert set(rows) == {"lookalike", "pymilvus"}
+    assert set(rows) == {"lookalike", "lookalike, not joined", "pymilvus"}
     for row in rows.values():
         assert (row["backend"], row["callers"], len(row["rounds"])) == ("lite", 4, 2)
         assert row["queries_per_second"] > 0
