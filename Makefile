@@ -58,8 +58,10 @@ milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make te
 fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,500.
 	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
 
-faults: $(TEST_STAMPS)  ## Hours: 5,000 hostile rows and filters, 20 times kill -9 of each process in an ingest of 50,000 rows.
+faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: hostile rows, a hang, a model change, kill -9.
 	LOOKALIKE_CASES=5000 $(BIN)/python -m pytest -s tests/integration/test_hostile_rows.py
+	LOOKALIKE_HANG_SECONDS=30 $(BIN)/python -m pytest -s tests/integration/test_hanging_milvus.py
+	LOOKALIKE_REINDEX_ROWS=20000 $(BIN)/python -m pytest -s tests/integration/test_reindex.py -k under_load
 	LOOKALIKE_KILLS=20 LOOKALIKE_CRASH_ROWS=50000 $(BIN)/python -m pytest -s tests/integration/test_crash.py
 
 lint: $(DEV_STAMP)  ## Check format, style, types, the contract, and that its stubs are up to date.
