@@ -28,7 +28,6 @@ TOP_K = 10
 COLLECTION = "benchmark"
 FINGERPRINT = "benchmark"
 TREES = 40
-LOCAL = ("numpy", "faiss", "annoy")
 # What a search brings of each row, here as in the service by default.
 _FIELDS = ["id", "attributes", "source", "content_sha256", "model_fp", "updated_ms"]
 _SECONDS = 60.0  # of one call
