@@ -12,23 +12,11 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from lookalike import Hit
+from workbench import page
 
 _THUMBNAIL_PIXELS = 160
 
 _STYLE = """
-:root { color-scheme: light dark; --ground: #f6f7f9; --card: #fff; --ink: #1b1f27; --soft: #667080; --line: #dfe3e9;
-  --match: #1a8f5c; --other: #c2622d; }
-@media (prefers-color-scheme: dark) { :root { --ground: #12151a; --card: #1b2028; --ink: #e8ebf0; --soft: #95a0b0;
-  --line: #2d343f; --match: #4cc38a; --other: #e8935f; } }
-* { box-sizing: border-box; }
-body { margin: 0; padding: 2.5rem 1.5rem 4rem; background: var(--ground); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-main { max-width: 78rem; margin: 0 auto; }
-h1 { margin: 0 0 .25rem; font-size: 1.7rem; letter-spacing: -.01em; }
-.lead { margin: 0 0 1.5rem; color: var(--soft); max-width: 46rem; }
-dl { display: flex; flex-wrap: wrap; gap: .6rem 2.2rem; margin: 0 0 2rem; }
-dt { color: var(--soft); font-size: .8rem; }
-dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 section { display: grid; grid-template-columns: 11.5rem 1fr; gap: 1.5rem; margin-bottom: 1.25rem; padding: 1.25rem;
   background: var(--card); border: 1px solid var(--line); border-radius: 14px; }
 h2 { margin: .5rem 0 0; font-size: 1rem; overflow-wrap: anywhere; }
@@ -89,15 +77,8 @@ def write_report(
 
 def render(*, title: str, lead: str, facts: Mapping[str, str], results: Sequence[QueryResult]) -> str:
     """Returns the page as HTML; see `write_report`."""
-    listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n<dl>{listed}</dl>\n'
-        + "\n".join(_section(result) for result in results)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    body = "\n".join(_section(result) for result in results)
+    return page.render(title, lead, facts, body, _STYLE)
 
 
 def _section(result: QueryResult) -> str:
