@@ -106,7 +106,8 @@ def literal(value: Value) -> str:
         case int():
             if not -(2**63) <= value < 2**63:
                 raise InvalidArgument(f"{value} is no 64-bit integer: pass a float or a string")
-            return str(value)
+            # Server 2.3.5 reads a number without its sign, and the smallest has no positive.
+            return str(value) if value > -(2**63) else f"({value + 1} - 1)"
         case float():
             if not math.isfinite(value):
                 raise InvalidArgument(f"{value} is not a finite number: filters compare finite numbers only")
