@@ -23,7 +23,6 @@ from typing import Self
 import numpy as np
 
 from search_service import milvus_calls, milvus_filtered, milvus_rows
-from search_service.filter_ids import with_keys
 from search_service.filters import Filter, render, string_literal
 from search_service.milvus_access import Access
 from search_service.milvus_calls import Consistency
@@ -293,10 +292,10 @@ class MilvusStore(Catalog):
                     raise
                 rows = max(1, rows // _PAGE_GROWTH)  # the rows may have been too large for one message
                 continue
-            if page:
-                yield page
-            if len(page) < rows:
+            if not page:
                 return
+            yield page
+            # A page of a server may be short without being the last.
             last = primary_key(page[-1].id, page[-1].tenant)
             sample = page[:: max(1, len(page) // _PAGE_SAMPLE)]
             row_bytes = sum(map(milvus_rows.stored_bytes, sample)) / len(sample)
@@ -411,9 +410,12 @@ class MilvusStore(Catalog):
         of_tenant = f"tenant == {string_literal(tenant)}" if tenant else ""
         if condition is None:
             return of_tenant
-        rendered = render(condition, max_bytes=self._max_filter_bytes, max_depth=self._max_filter_depth)
-        if tenant:
-            rendered = with_keys(rendered, tenant)
+        rendered = render(
+            condition,
+            max_bytes=self._max_filter_bytes,
+            max_depth=self._max_filter_depth,
+            id_prefix=primary_key("", tenant or ""),
+        )
         return _all_of(of_tenant, rendered)
 
 
