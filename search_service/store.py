@@ -22,7 +22,7 @@ from typing import Self
 
 import numpy as np
 
-from search_service import milvus_calls, milvus_filtered, milvus_rows
+from search_service import milvus_calls, milvus_filtered, milvus_import, milvus_rows
 from search_service.filters import Filter, render, string_literal
 from search_service.milvus_access import Access
 from search_service.milvus_calls import Consistency
@@ -31,6 +31,7 @@ from search_service.milvus_connection import MilvusConnection
 from search_service.milvus_errors import TooLarge
 from search_service.milvus_exact import Nearest
 from search_service.milvus_features import Backend
+from search_service.milvus_import import ImportState
 from search_service.milvus_joined import Joiner
 from search_service.milvus_rows import EncodedRow
 from search_service.milvus_security import NO_SECURITY, Security
@@ -190,6 +191,21 @@ class MilvusStore(Catalog):
                 raise row
             encoded.append(row)
         return await self.write(version, encoded, deadline=deadline)
+
+    async def start_import(self, version: CollectionVersion, path: str, *, deadline: float) -> int:
+        """Have a server import a file of rows, by its path in the server's storage; see `milvus_import`.
+
+        Returns the number of the task. A retry may import the rows twice: count them at the end.
+
+        Raises:
+            Unimplemented: Milvus Lite has no bulk import.
+        """
+        self.backend.require("bulk_import")
+        return await self._connection.call("import", milvus_import.start(version, path), deadline)
+
+    async def import_state(self, task: int, *, deadline: float) -> ImportState:
+        """How far an import is."""
+        return await self._connection.call("import state", milvus_import.state(task), deadline)
 
     async def write(self, version: CollectionVersion, rows: Sequence[EncodedRow], *, deadline: float) -> int:
         """Write rows that `milvus_rows.encode_rows` made for this version; the rest is as with `upsert`."""
