@@ -114,7 +114,7 @@ class Ingestion:
                     found.source,
                     "its id came before in this run, and that image is the one stored: give ids that differ",
                 )
-            elif self.checkpoint and (outcome := self.checkpoint.outcome(found.id)):
+            elif self.checkpoint is not None and (outcome := self.checkpoint.outcome(found.id)):
                 self.report.resumed += 1
                 if outcome == "stored":
                     self.report.stored += 1
@@ -174,7 +174,7 @@ class Ingestion:
                 await asyncio.sleep(_TICK_SECONDS)
                 self.report.seconds = time.monotonic() - started
                 on_progress(self.report)
-                if self.checkpoint and time.monotonic() - synced > _SYNC_SECONDS:
+                if self.checkpoint is not None and time.monotonic() - synced > _SYNC_SECONDS:
                     await asyncio.to_thread(self.checkpoint.sync)
                     synced = time.monotonic()
 
@@ -213,7 +213,7 @@ class Ingestion:
                 self.fail(Failure(result.id, reason, sources[result.id]))
         self.report.stored += len(by_outcome[UpsertOutcome.STORED])
         self.report.unchanged += len(by_outcome[UpsertOutcome.UNCHANGED])
-        if self.checkpoint:
+        if self.checkpoint is not None:
             self.checkpoint.add("stored", by_outcome[UpsertOutcome.STORED])
             self.checkpoint.add("unchanged", by_outcome[UpsertOutcome.UNCHANGED])
         if call_error is not None:

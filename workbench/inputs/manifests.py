@@ -109,7 +109,7 @@ def _attributes(row: Mapping[str, Any]) -> Attributes:
     return {**{name: value for name, value in row.items() if name not in _RESERVED}, **(nested or {})}
 
 
-def _json(text: str | bytes) -> Any:
+def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -161,8 +161,10 @@ def _jsonl(path: Path) -> Rows:
                     line = file.readline(_MAX_LINE_BYTES)
             elif line.strip():
                 try:
-                    row = _json(line)
+                    row = _json(line.decode("utf-8-sig"))
                     yield number, row if isinstance(row, Mapping) else Unreadable("is not a JSON object")
+                except UnicodeDecodeError as error:
+                    yield number, Unreadable(f"is not UTF-8: {error}")
                 except Unreadable as error:
                     yield number, error
 
