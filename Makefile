@@ -20,8 +20,8 @@ ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest soak test milvus fuzz faults \
-	lint format protos docs constraints clean
+.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest soak test milvus fuzz \
+	faults lint format protos docs constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +61,7 @@ milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make te
 fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,500.
 	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
 
-faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: hostile rows, a hang, a model change, kill -9.
+faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: hostile rows, a hang, a model change, kill -9, ingests.
 	LOOKALIKE_CASES=5000 $(BIN)/python -m pytest -s tests/integration/test_hostile_rows.py
 	LOOKALIKE_HANG_SECONDS=30 $(BIN)/python -m pytest -s tests/integration/test_hanging_milvus.py
 	LOOKALIKE_REINDEX_ROWS=20000 $(BIN)/python -m pytest -s tests/integration/test_reindex.py -k under_load

@@ -13,7 +13,8 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -87,7 +88,8 @@ class Checkpoint:
         """Has what was noted written to the disk."""
         if self._unsynced:
             self._unsynced = False
-            os.fsync(self._file)
+            with self._writing():
+                os.fsync(self._file)
 
     def _lock(self) -> None:
         try:
@@ -134,9 +136,14 @@ class Checkpoint:
         return CommandError(f"{self._path} is not a checkpoint of an ingest: give another file")
 
     def _write(self, line: bytes) -> None:
-        try:
+        with self._writing():
             while line:
                 line = line[os.write(self._file, line) :]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise CommandError(f"the checkpoint {self._path} cannot be written: {error.strerror}") from error
 

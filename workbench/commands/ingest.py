@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import CommandError
 from workbench.options import add_ingestion, add_target
 
 if TYPE_CHECKING:
@@ -223,7 +224,10 @@ def _failure_file(path: Path | None) -> Iterator[Callable[[Failure], None]]:
     with path.open("w", encoding="utf-8", buffering=1) as file:  # each line at once
 
         def write(failure: Failure) -> None:
-            file.write(json.dumps({"id": failure.id, "source": failure.source, "reason": failure.reason}) + "\n")
+            try:
+                file.write(json.dumps({"id": failure.id, "source": failure.source, "reason": failure.reason}) + "\n")
+            except OSError as error:
+                raise CommandError(f"{path} cannot be written: {error.strerror}") from error
 
         yield write
 
