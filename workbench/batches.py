@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from lookalike import Item, JsonValue, SearchLimits
+from lookalike import Item, JsonValue
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.values import to_fields
+from workbench.destinations import Limits
 from workbench.inputs.found import Found, Unreadable
 
 # Read, and not acknowledged. A call has its images three times: here, in its message, and in what is sent of that.
@@ -52,7 +53,7 @@ class _Read:
 class Batches:
     """Makes batches of images; threads may share it."""
 
-    def __init__(self, images: Iterator[Found], limits: SearchLimits, most: int) -> None:
+    def __init__(self, images: Iterator[Found], limits: Limits, most: int) -> None:
         """
         Args:
             images: what to read; asked by one thread at a time.
@@ -61,7 +62,7 @@ class Batches:
         """
         self._images = images
         self._limits = limits
-        self._most = min(most, limits.max_batch_items)
+        self._most = min(most, limits.max_items)
         self._most_bytes = min(limits.max_message_bytes // 2, _BATCH_BYTES)
         self._lock = threading.Lock()
         self._left: deque[Found | _Read] = deque()  # taken, and for the next batch
@@ -199,7 +200,7 @@ class Prefetch:
         self._loop.call_soon_threadsafe(self._ready.put_nowait, batch)
 
 
-def _read(found: Found, limits: SearchLimits) -> _Read | Failure:
+def _read(found: Found, limits: Limits) -> _Read | Failure:
     """Reads an image, and makes sure that it can be put into a message."""
     most = limits.max_image_bytes
     try:

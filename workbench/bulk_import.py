@@ -17,7 +17,8 @@ import pandas as pd
 from search_service.records import CollectionVersion, IndexSpec
 from search_service.store import MilvusStore
 from workbench.errors import CommandError
-from workbench.row_files import Folder, Origin, Part, RowFile
+from workbench.row_files import Folder, Origin, RowFile
+from workbench.shards import Shard
 
 _CALL_SECONDS = 60.0
 _POLL_SECONDS = 0.5
@@ -41,7 +42,7 @@ def check(folder: Folder) -> Load:
     Keeps 8 bytes an id in memory.
 
     Raises:
-        CommandError: a part is missing or not complete, files are of different models, or an id is there twice.
+        CommandError: a shard is missing or not complete, files are of different models, or an id is there twice.
     """
     files = folder.files()
     if not files:
@@ -52,7 +53,7 @@ def check(folder: Folder) -> Load:
         raise CommandError(
             f"the files in {folder.path} are not of one kind, with models {prints}: use a folder for each"
         )
-    _check_parts(folder, files)
+    _check_shards(folder, files)
     rows = sum(file.rows for file in files)
     hashes = np.concatenate([pd.util.hash_array(folder.ids(file).to_numpy()) for file in files])
     # Equal hashes of different ids: of a hundred million, with a probability of 1 in 3,700.
@@ -162,23 +163,23 @@ async def _settle(
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _check_parts(folder: Folder, files: Sequence[RowFile]) -> None:
-    counts = {file.part.count for file in files}
+def _check_shards(folder: Folder, files: Sequence[RowFile]) -> None:
+    counts = {file.shard.count for file in files}
     if len(counts) > 1:
         raise CommandError(
-            f"{folder.path} holds parts of {sorted(counts)}: use one folder for each division into parts"
+            f"{folder.path} holds shards of {sorted(counts)}: use a folder for each division into shards"
         )
     summaries, count = folder.summaries(), counts.pop()
-    missing = [part for part in (Part(index, count) for index in range(count)) if part not in summaries]
+    missing = [shard for shard in (Shard(index, count) for index in range(count)) if shard not in summaries]
     if missing:
         raise CommandError(
-            f"{len(missing)} of {count} parts in {folder.path} are not complete, as {missing[0]}: run `lookalike "
-            "embed` for them until it says so"
+            f"{len(missing)} of {count} shards in {folder.path} are not complete, as {missing[0]}: run `lookalike "
+            "embed` for them to its end"
         )
-    for part, summary in summaries.items():
-        rows = sum(file.rows for file in files if file.part == part)
+    for shard, summary in summaries.items():
+        rows = sum(file.rows for file in files if file.shard == shard)
         if rows != summary.rows:
-            raise CommandError(f"{part} in {folder.path} has {rows:,} rows, not the {summary.rows:,} of its summary")
+            raise CommandError(f"shard {shard} in {folder.path} has {rows:,} rows, not {summary.rows:,} as it should")
 
 
 def _within() -> float:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 
@@ -30,6 +30,22 @@ _VERSION = 1
 _OUTCOMES: tuple[Outcome, ...] = ("stored", "unchanged")
 _HASH = np.dtype("<u8")
 _LINE = re.compile(rb"(stored|unchanged) ((?:[0-9a-f]{16})+) ([0-9a-f]{8})\n")
+
+
+class Acknowledged(Protocol):
+    """What has been acknowledged before, by id, and takes note of what is."""
+
+    def outcome(self, id: str) -> Outcome | None:
+        """Returns what had become of an image before this run; None if it was not acknowledged."""
+        ...
+
+    def add(self, outcome: Outcome, ids: Sequence[str]) -> None:
+        """Notes that images have been acknowledged."""
+        ...
+
+    def sync(self) -> None:
+        """Has what was noted written to the disk."""
+        ...
 
 
 class Checkpoint:

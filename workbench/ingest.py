@@ -1,4 +1,4 @@
-"""Stores images through the search service: finding, reading, sending and acknowledgement overlap, nothing is lost.
+"""Stores images: finding, reading, sending and acknowledgement overlap, nothing is lost.
 
 Threads read images ahead, into batches; calls are in flight up to a window that follows what the service takes; what is
 read and not acknowledged is bounded in number and bytes. So the memory needed does not depend on how many images there
@@ -16,16 +16,18 @@ from dataclasses import dataclass, field
 from lookalike import AsyncClient, Item, LookalikeError, UpsertOutcome, UpsertResult
 from workbench import retries
 from workbench.batches import Batch, Batches, Failure, Prefetch
-from workbench.checkpoint import Checkpoint
+from workbench.checkpoint import Acknowledged
+from workbench.counting import Count
+from workbench.destinations import Destination, StoredCollection
 from workbench.id_set import IdSet, id_hash
 from workbench.images import ImageFile
 from workbench.inputs.folders import found_file
-from workbench.inputs.found import Found, unreadable
+from workbench.inputs.found import Found, Input, unreadable
 from workbench.progress import progress
 from workbench.shards import Shard
 from workbench.window import Window
 
-__all__ = ["Failure", "IngestReport", "Ingestion", "ingest", "ingest_with_progress"]
+__all__ = ["Failure", "IngestReport", "Ingestion", "ingest", "ingest_with_progress", "store"]
 
 # A batch waits for those before it: generous, because giving up early throws finished work away.
 CALL_SECONDS = 120.0
@@ -82,9 +84,8 @@ class Ingestion:
     Attributes:
         batch: images in one call, at most.
         concurrency: calls at the same time, at most.
-        tenant: whose rows they become, in a multi-tenant collection.
         shard: which part of the images is stored; the others are not counted.
-        checkpoint: open, if one is kept.
+        checkpoint: what has been acknowledged before, and is to be noted as such, if that is kept.
         distinct: no id comes twice; otherwise the first image of an id is stored, and the others fail.
         on_failure: called with each image that failed.
         kept_failures: how many of those the report keeps; None: all.
@@ -93,9 +94,8 @@ class Ingestion:
 
     batch: int = 32
     concurrency: int = 4
-    tenant: str = ""
     shard: Shard = field(default_factory=Shard)
-    checkpoint: Checkpoint | None = None
+    checkpoint: Acknowledged | None = None
     distinct: bool = False
     on_failure: Callable[[Failure], None] = lambda failure: None
     kept_failures: int | None = None
@@ -126,13 +126,12 @@ class Ingestion:
 
     async def run(
         self,
-        client: AsyncClient,
-        collection: str,
+        destination: Destination,
         images: Iterable[Found],
         *,
         on_progress: Callable[[IngestReport], None] = lambda report: None,
     ) -> IngestReport:
-        """Stores images in a collection that exists. Rows that hold the same image already are left alone.
+        """Stores images.
 
         What fails as UNAVAILABLE, RESOURCE_EXHAUSTED or DEADLINE_EXCEEDED is tried again until nothing of its batch
         could be stored for five minutes. When a whole call fails nevertheless, nothing more is found; what has been
@@ -142,12 +141,12 @@ class Ingestion:
             on_progress: called several times a second, and at the end.
 
         Raises:
-            LookalikeError: the collection cannot be described.
+            LookalikeError: the destination cannot say its limits.
             CommandError: an input or the checkpoint cannot be used any more.
         """
-        limits = (await client.describe_collection(collection)).limits
+        limits = await destination.limits()
         started = time.monotonic()
-        self._client, self._collection = client, collection
+        self._destination = destination
         self._window = Window(self.concurrency)
         self._stopped_by: LookalikeError | None = None
         self._batches = Batches(self.select(images), limits, self.batch)
@@ -203,7 +202,7 @@ class Ingestion:
             for item in batch.items:
                 self.fail(Failure(item.id, f"not sent after {self._stopped_by}", item.source))
             return
-        results, call_error = await retries.send(batch.items, lambda item: item.id, self._upsert)
+        results, call_error = await retries.send(batch.items, lambda item: item.id, self._attempt)
         by_outcome: dict[UpsertOutcome, list[str]] = {UpsertOutcome.STORED: [], UpsertOutcome.UNCHANGED: []}
         for result in results:
             if result.outcome in by_outcome:
@@ -221,12 +220,10 @@ class Ingestion:
             self.report.stopped_by = str(self._stopped_by)
             self._batches.stop()
 
-    async def _upsert(self, items: Sequence[Item]) -> Sequence[UpsertResult]:
+    async def _attempt(self, items: Sequence[Item]) -> Sequence[UpsertResult]:
         async with self._window.call() as call:
             try:
-                results = await self._client.upsert(
-                    self._collection, items, if_content_changed=True, tenant=self.tenant
-                )
+                results = await self._destination.store(items)
             except LookalikeError as error:
                 call.ended([error])
                 raise
@@ -239,6 +236,19 @@ class Ingestion:
         if self.kept_failures is None or len(self.report.failures) < self.kept_failures:
             self.report.failures.append(failure)
         self.on_failure(failure)
+
+
+async def store(ingestion: Ingestion, destination: Destination, inputs: Sequence[Input]) -> None:
+    """Stores the images of inputs, as `Ingestion.run` does, and shows progress."""
+    with progress("Storing", 0, "images") as bar:
+        count = Count(inputs, ingestion.shard)
+
+        def show(report: IngestReport) -> None:
+            known = report.all_found or count.complete
+            total = report.found if report.all_found else max(report.found, count.so_far)
+            bar.set(report.done, report.failed, total, total_known=known, done_before=report.resumed)
+
+        await ingestion.run(destination, (found for each in inputs for found in each.find()), on_progress=show)
 
 
 async def ingest(
@@ -255,7 +265,8 @@ async def ingest(
     The attribute `class` of a row is the file's label, its source the absolute path.
     """
     ingestion = Ingestion(batch=batch, concurrency=concurrency, distinct=True)
-    report = await ingestion.run(client, collection, map(found_file, files), on_progress=on_progress)
+    destination = StoredCollection(client, collection)
+    report = await ingestion.run(destination, map(found_file, files), on_progress=on_progress)
     for file in files[report.found :]:
         report.failures.append(Failure(file.id, f"not sent after {report.stopped_by}", str(file.path)))
     report.failed += len(files) - report.found

@@ -1,7 +1,7 @@
 """Rows of a collection in Parquet files, as Milvus' bulk import reads them; each file is whole or not there.
 
-A file's metadata tells the vector space and which part of the whole it belongs to. Beside the files of a part that is
-complete lies a summary, `part-<i>-of-<n>.json`.
+A file's metadata tells the vector space and the shard that it belongs to. Beside the files of a shard that is complete
+lies a summary, `<i>-of-<n>.json`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pyarrow import fs, parquet
 from search_service.milvus_rows import EncodedRow
 from search_service.records import VectorSpace
 from workbench.errors import CommandError
+from workbench.shards import Shard
 
 _KEY = b"lookalike"
 _UNFINISHED = ".unfinished"
@@ -46,29 +47,18 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The `index`-th of `count` parts that a whole is embedded in, from 0."""
-
-    index: int = 0
-    count: int = 1
-
-    def __str__(self) -> str:
-        return f"part-{self.index:05d}-of-{self.count:05d}"
-
-
-@dataclass(frozen=True)
 class RowFile:
     """A file, by its name in the folder, and the number of its rows."""
 
     name: str
-    part: Part
+    shard: Shard
     origin: Origin
     rows: int
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of the images of a part that is complete: `found` = `rows` + `failed`."""
+    """What became of the images of a shard that is complete: `found` = `rows` + `failed`."""
 
     found: int
     rows: int
@@ -110,22 +100,22 @@ class Folder:
         """Returns the primary keys in a file: a pyarrow array of strings."""
         return parquet.read_table(f"{self.path}/{file.name}", filesystem=self.system, columns=["id"])["id"]
 
-    def summaries(self) -> dict[Part, Summary]:
-        """Returns the summaries of the parts that are complete."""
+    def summaries(self) -> dict[Shard, Summary]:
+        """Returns the summaries of the shards that are complete."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
         found = {}
         for info in self.system.get_file_info(selector):
             if info.path.endswith(".json"):
                 with self.system.open_input_stream(info.path) as stream:
                     told = json.loads(stream.read())
-                part = Part(**told.pop("part"))
-                found[part] = Summary(**told)
+                shard = Shard(**told.pop("shard"))
+                found[shard] = Summary(**told)
         return found
 
-    def finish(self, part: Part, summary: Summary) -> None:
-        """Writes the summary of a part."""
-        told = json.dumps({"part": asdict(part), **asdict(summary)}) + "\n"
-        self._write_whole(f"{part}.json", told.encode())
+    def finish(self, shard: Shard, summary: Summary) -> None:
+        """Writes the summary of a shard."""
+        told = json.dumps({"shard": asdict(shard), **asdict(summary)}) + "\n"
+        self._write_whole(f"{_name(shard)}.json", told.encode())
 
     def _write_whole(self, name: str, data: bytes) -> None:
         self.system.create_dir(self.path, recursive=True)
@@ -138,7 +128,7 @@ class Folder:
             metadata = parquet.read_metadata(path, filesystem=self.system)
             told = json.loads(metadata.metadata[_KEY])
             origin = Origin(VectorSpace(**told["space"]), told["multi_tenant"])
-            return RowFile(path.rpartition("/")[2], Part(**told["part"]), origin, metadata.num_rows)
+            return RowFile(path.rpartition("/")[2], Shard(**told["shard"]), origin, metadata.num_rows)
         except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
             raise CommandError(
                 f"{path} is no file of rows: `lookalike embed` writes such files ({type(error).__name__}: {error})"
@@ -146,19 +136,21 @@ class Folder:
 
 
 class RowWriter:
-    """Writes rows to files of a folder, one after the other. A context: what was not whole at an error is not kept.
+    """Writes rows to files of a folder, one after the other, for as long as the context lasts.
+
+    A file that is being written has another name, so that what a crash leaves is not taken for whole.
 
     Args:
-        part: what the rows are a part of.
+        shard: what the rows belong to.
         first: the number of the first file.
         rows_per_file: how many rows a file has, at least, but for the last.
     """
 
-    def __init__(self, folder: Folder, part: Part, origin: Origin, *, first: int = 0, rows_per_file: int) -> None:
-        self.rows = 0
-        self._folder, self._part = folder, part
+    def __init__(self, folder: Folder, shard: Shard, origin: Origin, *, first: int = 0, rows_per_file: int) -> None:
+        self.rows = 0  # in whole files
+        self._folder, self._shard = folder, shard
         self._number, self._rows_per_file = first, rows_per_file
-        told = {"part": asdict(part), "space": asdict(origin.space), "multi_tenant": origin.multi_tenant}
+        told = {"shard": asdict(shard), "space": asdict(origin.space), "multi_tenant": origin.multi_tenant}
         self._schema = _SCHEMA.with_metadata({_KEY: json.dumps(told).encode()})
         self._writer: Any = None
         self._in_file = 0
@@ -171,7 +163,7 @@ class RowWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writer is not None:
-            self._close_file(keep=error is None)
+            self._close_file()
 
     def write(self, rows: Sequence[EncodedRow]) -> None:
         """Writes encoded rows, see `search_service.milvus_rows.encode_rows`."""
@@ -182,21 +174,23 @@ class RowWriter:
         self._writer.write_batch(_batch(rows, self._schema))
         self._in_file += len(rows)
         if self._in_file >= self._rows_per_file:
-            self._close_file(keep=True)
+            self._close_file()
 
     @property
     def _path(self) -> str:
-        return f"{self._folder.path}/{self._part}-{self._number:06d}.parquet"
+        return f"{self._folder.path}/{_name(self._shard)}-{self._number:06d}.parquet"
 
-    def _close_file(self, *, keep: bool) -> None:
-        self._writer.close()
-        if keep:
-            self._folder.system.move(self._path + _UNFINISHED, self._path)
-            self.rows += self._in_file
-        else:
-            self._folder.system.delete_file(self._path + _UNFINISHED)
-        self._writer, self._in_file = None, 0
+    def _close_file(self) -> None:
+        writer, self._writer = self._writer, None
+        writer.close()
+        self._folder.system.move(self._path + _UNFINISHED, self._path)
+        self.rows += self._in_file
+        self._in_file = 0
         self._number += 1
+
+
+def _name(shard: Shard) -> str:
+    return f"{shard.index:05d}-of-{shard.count:05d}"
 
 
 def _batch(rows: Sequence[EncodedRow], schema: Any) -> Any:

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import CommandError
+from workbench.image_options import (
+    PATHS,
+    SHOWN_FAILURES,
+    add_images,
+    failure_file,
+    open_images,
+    print_failures,
+    printable,
+)
 from workbench.options import add_ingestion, add_target
 
 if TYPE_CHECKING:
     from workbench.checkpoint import Checkpoint
-    from workbench.ingest import Failure, Ingestion, IngestReport
+    from workbench.ingest import Ingestion, IngestReport
     from workbench.inputs.found import Input
-    from workbench.shards import Shard
 
-_SHOWN_FAILURES = 5
 _INTERRUPTED = 130
 # Larger batches cost the service less. Three of them are what an embedder holds of bulk work by default.
 _BATCH = 128
 _CONCURRENCY = 3
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Stores the images of each PATH, which is one of
 
-  a folder                 all images in it, at any depth; ids are paths relative to it
-  a tar file               .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz; read as a stream; ids are the names in it
-  a manifest               .csv, .jsonl or .parquet with a column `path`, relative to the manifest, or `image` (bytes;
-                           base64 in JSON lines); a column `id` if it is not to be the path; all other columns, and an
-                           object `attributes`, become attributes
-  an image file            its id is its name
-  -                        paths on standard input, one in a line; ids are the paths as they are written
-
+{PATHS}
 Images that are stored already with the same bytes, attributes and source are left alone, so the command can be
 repeated. It adapts to what the service takes, and waits up to five minutes for one that is away.
 """
@@ -53,9 +52,7 @@ def register(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="where the images are")
     parser.add_argument("--collection", required=True, metavar="NAME", help="collection; made if it does not exist")
-    parser.add_argument("--tenant", default="", metavar="NAME", help="whose images they become, of several tenants")
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -63,43 +60,11 @@ def register(subparsers: Any) -> None:
         help="note what is acknowledged in this file; where it is there already, go on and do not read that again",
     )
     parser.add_argument(
-        "--failures",
-        type=Path,
-        metavar="FILE",
-        help="write what failed, and why, to this file as it happens, as JSON lines; it is overwritten",
-    )
-    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="find the images, read the beginning of each, and say what would be sent; takes no service",
     )
-    parser.add_argument(
-        "--shard",
-        type=_shard,
-        default="0/1",
-        metavar="I/N",
-        help="store the I-th of N parts alone, counted from 0; auto/N takes I from JOB_COMPLETION_INDEX, which "
-        "Kubernetes sets in Indexed Jobs",
-    )
-    parser.add_argument(
-        "--attribute",
-        action="append",
-        type=_attribute,
-        default=[],
-        metavar="KEY=VALUE",
-        help="attribute of all images, the value as JSON or else text; may be repeated",
-    )
-    parser.add_argument(
-        "--id-prefix", default="", metavar="TEXT", help="put before all ids, for folders whose ids would be the same"
-    )
-    parser.add_argument(
-        "--class-from-folder",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="give images the attribute `class`, the name of the folder they lie in; not those of manifests "
-        "(default: yes)",
-    )
-    parser.add_argument("-0", "--null", action="store_true", help="paths on standard input end with NUL, as by -print0")
+    add_images(parser)
     add_ingestion(parser, batch=_BATCH, concurrency=_CONCURRENCY)
     add_target(parser)
     parser.set_defaults(run=run)
@@ -108,21 +73,16 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
     from workbench.ingest import Ingestion
-    from workbench.inputs.opening import open_inputs, with_more
 
-    inputs = [
-        with_more(each, id_prefix=args.id_prefix, attributes=dict(args.attribute))
-        for each in open_inputs(args.paths, nul=args.null, class_from_folder=args.class_from_folder)
-    ]
-    with _failure_file(args.failures) as on_failure:
+    inputs = open_images(args)
+    with failure_file(args.failures) as on_failure:
         ingestion = Ingestion(
             batch=args.batch,
             concurrency=args.concurrency,
-            tenant=args.tenant,
             shard=args.shard,
             distinct=len(inputs) == 1 and inputs[0].distinct,
             on_failure=on_failure,
-            kept_failures=_SHOWN_FAILURES,
+            kept_failures=SHOWN_FAILURES,
         )
         report = ingestion.report
         code = _INTERRUPTED
@@ -135,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print()
         finally:  # also before an error's message
-            _print_failures(report, args.failures)
+            print_failures(report, args.failures)
             if not args.dry_run and report.seconds:
                 _print_report(report, args.checkpoint)
     return code
@@ -146,9 +106,8 @@ def _store(args: argparse.Namespace, ingestion: Ingestion, inputs: Sequence[Inpu
     import asyncio
 
     from lookalike import AsyncClient
-    from workbench.counting import Count
-    from workbench.ingest import CALL_SECONDS
-    from workbench.progress import progress
+    from workbench.destinations import StoredCollection
+    from workbench.ingest import CALL_SECONDS, store
 
     async def run() -> None:
         async with AsyncClient(args.target, timeout=CALL_SECONDS) as client:
@@ -159,16 +118,7 @@ def _store(args: argparse.Namespace, ingestion: Ingestion, inputs: Sequence[Inpu
                 if args.checkpoint:
                     made = min(version.create_time for version in collection.versions)
                     ingestion.checkpoint = stack.enter_context(_checkpoint(args, inputs, made.isoformat()))
-                bar = stack.enter_context(progress("Storing", 0, "images"))
-                count = Count(inputs, args.shard)
-
-                def show(report: IngestReport) -> None:
-                    known = report.all_found or count.complete
-                    total = report.found if report.all_found else max(report.found, count.so_far)
-                    bar.set(report.done, report.failed, total, total_known=known, done_before=report.resumed)
-
-                found = (found for each in inputs for found in each.find())
-                await ingestion.run(client, args.collection, found, on_progress=show)
+                await store(ingestion, StoredCollection(client, args.collection, args.tenant), inputs)
 
     asyncio.run(run())
 
@@ -207,37 +157,12 @@ def _look(ingestion: Ingestion, inputs: Sequence[Input]) -> None:
         looked.look(found(), ingestion.fail)
         bar.set(report.found, report.failed, report.found)
     for image in looked.shown:
-        print(f"  {_printable(image.id)}  {json.dumps(dict(image.attributes))}  {_printable(image.source)}")
+        print(f"  {printable(image.id)}  {json.dumps(dict(image.attributes))}  {printable(image.source)}")
     formats = ", ".join(f"{count:,} {name}" for name, count in sorted(looked.formats.items()))
     print(
         f"{report.found:,} images found = {looked.good:,} would be sent ({looked.bytes / 1e6:,.1f} MB"
         f"{'; ' if formats else ''}{formats}) + {report.failed:,} could not be"
     )
-
-
-@contextmanager
-def _failure_file(path: Path | None) -> Iterator[Callable[[Failure], None]]:
-    """Yields what to call with each failure."""
-    if path is None:
-        yield lambda failure: None
-        return
-    with path.open("w", encoding="utf-8", buffering=1) as file:  # each line at once
-
-        def write(failure: Failure) -> None:
-            try:
-                file.write(json.dumps({"id": failure.id, "source": failure.source, "reason": failure.reason}) + "\n")
-            except OSError as error:
-                raise CommandError(f"{path} cannot be written: {error.strerror}") from error
-
-        yield write
-
-
-def _print_failures(report: IngestReport, file: Path | None) -> None:
-    for failure in report.failures:
-        print(f"  failed: {_printable(failure.id)}: {_printable(failure.reason)}")
-    if report.failed > len(report.failures):
-        where = f"all of them are in {file}" if file else "--failures FILE writes all of them to a file"
-        print(f"  and {report.failed - len(report.failures):,} more; {where}")
 
 
 def _print_report(report: IngestReport, checkpoint: Path | None) -> None:
@@ -246,27 +171,3 @@ def _print_report(report: IngestReport, checkpoint: Path | None) -> None:
         reason = f"stopped by {report.stopped_by}" if report.stopped_by else "interrupted"
         again = f"goes on from {checkpoint}" if checkpoint else "sends all again, of which what is stored is left alone"
         print(f"That is not all: {reason}. The same command {again}.")
-
-
-def _printable(text: str) -> str:
-    """Returns a text with what a terminal would not show, or would obey, escaped."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
-def _shard(text: str) -> Shard:
-    from workbench.shards import parse_shard
-
-    try:
-        return parse_shard(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _attribute(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value

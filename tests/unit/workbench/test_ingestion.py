@@ -14,6 +14,7 @@ from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1 import search_pb2_grpc
 from workbench import retries
 from workbench.checkpoint import Checkpoint
+from workbench.destinations import StoredCollection
 from workbench.errors import CommandError
 from workbench.images import find_images
 from workbench.ingest import Ingestion, ingest
@@ -222,7 +223,7 @@ async def test_what_can_come_in_one_call_is_bounded_whatever_there_is_to_read(tm
     servicer = Slow()
     async with _client(servicer) as client:
         ingestion = Ingestion(batch=4, concurrency=2)
-        storing = asyncio.create_task(ingestion.run(client, "photos", endless()))
+        storing = asyncio.create_task(ingestion.run(StoredCollection(client, "photos"), endless()))
         before = -1
         while before != read or not read:
             before = read
@@ -240,7 +241,7 @@ async def test_an_id_that_comes_twice_is_stored_once_and_reported(tmp_path):
     images = [Found("a", f"{n}.jpg", {}, lambda most: b"image", at_once=True) for n in range(3)]
     servicer = _Servicer()
     async with _client(servicer) as client:
-        report = await Ingestion(concurrency=1).run(client, "photos", images)
+        report = await Ingestion(concurrency=1).run(StoredCollection(client, "photos"), images)
     assert (report.found, report.stored, report.failed) == (3, 1, 2)
     assert servicer.items["a"].source == "0.jpg"
     assert {failure.source for failure in report.failures} == {"1.jpg", "2.jpg"}
@@ -264,7 +265,7 @@ async def test_rows_that_no_message_can_hold_fail_alone(tmp_path):
     images.append(Found("good", "", {"x": {"y": [1, 2.5, None, True, "z"]}}, lambda most: b"image"))
     servicer = _Servicer()
     async with _client(servicer) as client:
-        report = await Ingestion().run(client, "photos", images)
+        report = await Ingestion().run(StoredCollection(client, "photos"), images)
     assert (report.found, report.stored, report.failed) == (8, 1, 7)
     assert set(servicer.items) == {"good"}
     reasons = {failure.id: failure.reason for failure in report.failures}
@@ -281,7 +282,7 @@ async def test_what_finding_raises_ends_the_ingest(tmp_path):
 
     async with _client(_Servicer()) as client:
         with pytest.raises(CommandError, match="the list is no list"):
-            await Ingestion().run(client, "photos", images())
+            await Ingestion().run(StoredCollection(client, "photos"), images())
 
 
 async def test_with_a_checkpoint_the_sums_are_those_of_the_whole_and_nothing_is_read_twice(tmp_path):
@@ -296,7 +297,7 @@ async def test_with_a_checkpoint_the_sums_are_those_of_the_whole_and_nothing_is_
         for _ in range(2):
             read.clear()
             with Checkpoint(tmp_path / "checkpoint", {}) as checkpoint:
-                report = await Ingestion(checkpoint=checkpoint).run(client, "photos", images())
+                report = await Ingestion(checkpoint=checkpoint).run(StoredCollection(client, "photos"), images())
             assert (report.found, report.stored, report.unchanged, report.failed) == (40, 20, 10, 10)
     assert report.resumed == 30
     assert sorted(read) == sorted(f"bad{n}" for n in range(1, 40, 4)), "what failed is tried again"
