@@ -16,7 +16,7 @@ from lookalike.values import to_fields
 from workbench.inputs.found import Found, Unreadable
 
 # Read, and not acknowledged. A call has its images three times: here, in its message, and in what is sent of that.
-_HELD_BYTES = 40 << 20
+_HELD_BYTES = 24 << 20
 _BATCH_BYTES = 4 << 20
 # Those of a message nest about three times as deep, which may be 100.
 _MAX_DEPTH = 16
