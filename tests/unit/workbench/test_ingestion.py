@@ -194,7 +194,8 @@ async def test_a_service_that_comes_back_finds_the_ingest_waiting(tmp_path, monk
     assert (report.stored, report.failures) == (2, [])
 
 
-async def test_a_service_that_refuses_gets_fewer_calls_at_a_time_and_in_the_end_everything(tmp_path):
+async def test_a_service_that_refuses_gets_fewer_calls_at_a_time_and_in_the_end_everything(tmp_path, monkeypatch):
+    monkeypatch.setattr(retries, "PATIENCE", 30.0)
     files = _files(tmp_path, *(f"{n:03}.jpg" for n in range(400)))
     servicer = _Narrow()
     async with _client(servicer) as client:
