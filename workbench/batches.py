@@ -17,7 +17,7 @@ from workbench.destinations import Limits
 from workbench.inputs.found import Found, Unreadable
 
 # Read, and not acknowledged. A call has its images three times: here, in its message, and in what is sent of that.
-_HELD_BYTES = 40 << 20
+_HELD_BYTES = 36 << 20
 _BATCH_BYTES = 4 << 20
 # Those of a message nest about three times as deep, which may be 100.
 _MAX_DEPTH = 16
@@ -129,6 +129,8 @@ class Prefetch:
         self._most = most
         self._held = 0
         self._held_bytes = 0
+        self._unread = 0  # batches that are held and being read
+        self._largest = 0  # in bytes: what another one may take
         self._room = threading.Condition()
         self._closed = False
         # No executor: at the end those are waited for, however long a read from a terminal or a network takes.
@@ -180,9 +182,15 @@ class Prefetch:
                 if batch is None:
                     break
                 with self._room:
+                    self._unread -= 1
                     self._held_bytes += batch.size
+                    self._largest = max(self._largest, batch.size)
+                    self._room.notify()
                 self._hand_over(batch)
             with self._room:
+                self._held -= 1
+                self._unread -= 1
+                self._room.notify()
                 self._reading -= 1
                 last = not self._reading
             if last:
@@ -192,9 +200,14 @@ class Prefetch:
 
     def _wait_for_room(self) -> bool:
         with self._room:
-            self._room.wait_for(lambda: self._closed or (self._held < self._most and self._held_bytes < _HELD_BYTES))
+            self._room.wait_for(lambda: self._closed or self._has_room())
             self._held += 1
+            self._unread += 1
             return not self._closed
+
+    def _has_room(self) -> bool:
+        expected = self._held_bytes + (self._unread + 1) * self._largest
+        return not self._held or (self._held < self._most and expected < _HELD_BYTES)
 
     def _hand_over(self, batch: Batch | Exception | None) -> None:
         self._loop.call_soon_threadsafe(self._ready.put_nowait, batch)

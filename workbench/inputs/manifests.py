@@ -176,7 +176,7 @@ def _parquet(path: Path) -> Rows:
     except ModuleNotFoundError as error:
         raise CommandError("reading Parquet needs pyarrow: pip install 'lookalike[bulk]'") from error
     try:
-        # Part by part, instead of whole groups of rows.
+        # Page by page, where the file has pages smaller than a group of rows.
         file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise CommandError(f"{path} cannot be read as Parquet: {error}") from error
