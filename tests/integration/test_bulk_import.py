@@ -189,7 +189,9 @@ def test_embedded_and_imported_images_are_found_as_ingested_ones(
     embed = ["embed", str(images), "--out", str(tmp_path / "rows"), "--embedder", services.embedder.addresses.grpc]
     codes = [main([*embed, "--shard", f"{n}/2", "--failures", str(failures) + str(n)]) for n in range(2)]
     assert sorted(codes) == [0, 1]
-    failed = [json.loads(line)["id"] for n in range(2) for line in Path(str(failures) + str(n)).read_text().splitlines()]
+    failed = [
+        json.loads(line)["id"] for n in range(2) for line in Path(str(failures) + str(n)).read_text().splitlines()
+    ]
     assert failed == ["broken.jpg"]
     assert len(row_ids(tmp_path / "rows")) == count
 
