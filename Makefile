@@ -67,6 +67,7 @@ faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: hostile
 	LOOKALIKE_REINDEX_ROWS=20000 $(BIN)/python -m pytest -s tests/integration/test_reindex.py -k under_load
 	LOOKALIKE_KILLS=20 LOOKALIKE_CRASH_ROWS=50000 $(BIN)/python -m pytest -s tests/integration/test_crash.py
 	LOOKALIKE_INTERRUPTIONS=10 $(BIN)/python -m pytest -s tests/integration/test_ingest_command.py
+	LOOKALIKE_BULK_ROWS=200000 $(BIN)/python -m pytest -s tests/integration/test_bulk_import.py
 
 lint: $(DEV_STAMP)  ## Check format, style, types, the contract, and that its stubs are up to date.
 	$(BIN)/ruff format --check .
