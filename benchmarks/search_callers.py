@@ -126,7 +126,7 @@ def closed_loop(target: Target, callers: int, seconds: float, warm_up: float, se
 def _connect(target: Target) -> Iterator[Find]:
     queries = data(target.shape).queries
     if target.kind == "lookalike":
-        with Client(target.address, timeout=_SECONDS) as client:
+        with Client(target.address, timeout=_SECONDS, retry=False) as client:
             yield _by_sdk(client, target, [Embedding(query, FINGERPRINT) for query in queries])
     elif target.kind == "pymilvus":
         with closing(MilvusClient(target.address, timeout=_SECONDS, dedicated=True)) as milvus:

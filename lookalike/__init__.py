@@ -1,15 +1,19 @@
 """Client of Lookalike: image bytes go in, the most similar stored images come out.
 
-    from pathlib import Path
-    from lookalike import Client, Item
+>>> from pathlib import Path
+>>> from lookalike import Client, Item
+>>> with Client("127.0.0.1:50052") as client:
+...     collection = client.create_collection("photos", if_not_exists=True)
+...     cat = Item("cat.jpg", image=Path("cat.jpg").read_bytes(), attributes={"year": 1991})
+...     for result in client.upsert("photos", [cat]):
+...         print(result.id, result.outcome.name)
+...     for hit in client.search("photos", image=Path("query.jpg").read_bytes(), top_k=1, read_your_writes=True).hits:
+...         print(hit.id, hit.record.attributes, hit.similarity > 0.9)
+cat.jpg STORED
+cat.jpg {'year': 1991} True
 
-    with Client("127.0.0.1:50052") as client:
-        client.create_collection("photos", if_not_exists=True)
-        client.upsert("photos", [Item("cat.jpg", image=Path("cat.jpg").read_bytes(), attributes={"year": 1991})])
-        for hit in client.search("photos", image=Path("query.jpg").read_bytes(), top_k=5).hits:
-            print(hit.id, hit.similarity, hit.distance)
-
-`AsyncClient` is the same for asyncio; `EmbedderClient` and `AsyncEmbedderClient` turn images into vectors.
+`AsyncClient` is the same for asyncio; `EmbedderClient` and `AsyncEmbedderClient` turn images into vectors; `to_numpy`
+and `to_pandas` make arrays and tables of results. The examples of asyncio run in `python -m asyncio` and in notebooks.
 """
 
 from lookalike.aio_client import AsyncClient
@@ -17,6 +21,7 @@ from lookalike.aio_embedder_client import AsyncEmbedderClient
 from lookalike.client import Client
 from lookalike.embedder_client import EmbedderClient
 from lookalike.errors import LookalikeError
+from lookalike.tables import to_numpy, to_pandas
 from lookalike.types import (
     Attributes,
     Collection,
@@ -30,6 +35,7 @@ from lookalike.types import (
     GetOptions,
     GetResult,
     Hit,
+    Hits,
     IndexSpec,
     IndexType,
     Item,
@@ -70,6 +76,7 @@ __all__ = [
     "GetOptions",
     "GetResult",
     "Hit",
+    "Hits",
     "IndexSpec",
     "IndexType",
     "Item",
@@ -92,4 +99,6 @@ __all__ = [
     "UpsertResult",
     "VectorSpace",
     "VersionState",
+    "to_numpy",
+    "to_pandas",
 ]

@@ -10,9 +10,10 @@ from typing import Unpack
 import grpc
 
 from lookalike import types as t
-from lookalike._convert import search as convert
+from lookalike._convert import search as calls
+from lookalike.batches import Batches, is_too_much
 from lookalike.connection import AsyncConnection, aiter_any
-from lookalike.errors import LookalikeError, translated
+from lookalike.errors import LookalikeError
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
 
@@ -21,12 +22,15 @@ class AsyncClient(AsyncConnection):
     """`Client` for asyncio: the same methods, arguments, results and errors. Belongs to one event loop.
 
     >>> async with AsyncClient("127.0.0.1:50052") as client:
-    ...     result = await client.search("photos", image=Path("query.jpg").read_bytes(), top_k=5)
+    ...     collection = await client.create_collection("photos", if_not_exists=True)
+    ...     results = await client.upsert("photos", [Item("cat.jpg", image=Path("cat.jpg").read_bytes())])
+    ...     result = await client.search("photos", image=Path("query.jpg").read_bytes(), top_k=1, read_your_writes=True)
+    ...     print(result.hits.ids)
+    ['cat.jpg']
     """
 
-    def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0) -> None:
-        super().__init__(target, timeout)
-        self._stub = SearchServiceStub(self._channel)
+    def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0, retry: bool = True) -> None:
+        super().__init__(target, timeout, retry, SearchServiceStub)
 
     # ---- Collections
 
@@ -41,8 +45,7 @@ class AsyncClient(AsyncConnection):
     ) -> t.Collection:
         """Creates an empty collection; see `Client.create_collection`."""
         try:
-            request = convert.create_collection_request(name, space, index, multi_tenant)
-            return convert.collection((await self._call(self._stub.CreateCollection, request)).collection)
+            return await self._call(calls.create_collection(name, space, index, multi_tenant))
         except LookalikeError as error:
             if if_not_exists and error.code is grpc.StatusCode.ALREADY_EXISTS:
                 return (await self.describe_collection(name)).collection
@@ -50,17 +53,15 @@ class AsyncClient(AsyncConnection):
 
     async def describe_collection(self, name: str) -> t.CollectionDescription:
         """Describes a collection: its model, index, rows and versions; and the limits on requests."""
-        request = pb.DescribeCollectionRequest(name=name)
-        return convert.collection_description(await self._call(self._stub.DescribeCollection, request))
+        return await self._call(calls.describe_collection(name))
 
     async def list_collections(self) -> list[t.Collection]:
         """Lists all collections, by name."""
-        response = await self._call(self._stub.ListCollections, pb.ListCollectionsRequest())
-        return [convert.collection(message) for message in response.collections]
+        return await self._call(calls.list_collections())
 
     async def delete_collection(self, name: str, *, version: int | None = None) -> None:
         """Deletes a collection with all its rows; or one version of it, which must not be the serving one."""
-        await self._call(self._stub.DeleteCollection, pb.DeleteCollectionRequest(name=name, version=version))
+        await self._call(calls.delete_collection(name, version))
 
     async def create_collection_version(
         self,
@@ -71,13 +72,11 @@ class AsyncClient(AsyncConnection):
         require_embedder: bool = False,
     ) -> t.CollectionVersion:
         """Creates a further version of a collection, empty; see `Client.create_collection_version`."""
-        request = convert.create_version_request(name, space, index, require_embedder)
-        return convert.collection_version((await self._call(self._stub.CreateCollectionVersion, request)).version)
+        return await self._call(calls.create_version(name, space, index, require_embedder))
 
     async def switch_collection_version(self, name: str, version: int) -> t.Collection:
         """Lets another version serve, at once and without downtime: the way forward, and back."""
-        request = pb.SwitchCollectionVersionRequest(name=name, version=version)
-        return convert.collection((await self._call(self._stub.SwitchCollectionVersion, request)).collection)
+        return await self._call(calls.switch_version(name, version))
 
     async def fill_version(
         self,
@@ -89,8 +88,7 @@ class AsyncClient(AsyncConnection):
         tenant: str = "",
     ) -> t.FillResult:
         """Copies rows of the serving version into another one; see `Client.fill_version`."""
-        request = convert.fill_version_request(name, version, items, surplus_ids, tenant)
-        return convert.fill_result(await self._call(self._stub.FillCollectionVersion, request))
+        return await self._call(calls.fill_version(name, version, items, surplus_ids, tenant))
 
     # ---- Writes
 
@@ -98,9 +96,7 @@ class AsyncClient(AsyncConnection):
         self, collection: str, items: Sequence[t.Item], *, if_content_changed: bool = False, tenant: str = ""
     ) -> list[t.UpsertResult]:
         """Stores rows, replacing those with the same ids entirely; see `Client.upsert`."""
-        request = convert.upsert_request(collection, items, if_content_changed, tenant)
-        response = await self._call(self._stub.Upsert, request)
-        return [convert.upsert_result(message) for message in response.results]
+        return await self._call(calls.upsert(collection, items, if_content_changed, tenant))
 
     async def upsert_stream(
         self,
@@ -113,21 +109,22 @@ class AsyncClient(AsyncConnection):
     ) -> AsyncIterator[t.UpsertResult]:
         """Stores any number of rows, as `Client.upsert_stream` does; reading the items should not block.
 
-        >>> async for result in client.upsert_stream("photos", items):
-        ...     print(result.id, result.outcome.name, result.error or "")
+        >>> items = (Item(path.name, image=path.read_bytes()) for path in Path().glob("*.jpg"))
+        >>> [result.error async for result in client.upsert_stream("photos", items)]
+        [None, None, None, None]
         """
 
         async def requests() -> AsyncIterator[pb.UpsertStreamRequest]:
             sequence = 0
             async for item in aiter_any(items):
-                yield convert.upsert_stream_request(collection, sequence, item, if_content_changed, tenant)
+                yield calls.upsert_stream_request(collection, sequence, item, if_content_changed, tenant)
                 sequence += 1
 
         method = partial(self._stub.UpsertStream, timeout=timeout)
         # Closed with this generator, and not whenever it is collected.
         async with aclosing(self._stream(method, requests())) as responses:
             async for response in responses:
-                yield convert.upsert_result(response.result)
+                yield calls.upsert_result(response.result)
 
     async def delete(
         self,
@@ -139,9 +136,7 @@ class AsyncClient(AsyncConnection):
         tenant: str = "",
     ) -> int:
         """Deletes the rows with these ids, or those that a filter selects, and returns how many there were."""
-        request = convert.delete_request(collection, ids, filter, filter_values or {}, tenant)
-        response: pb.DeleteResponse = await self._call(self._stub.Delete, request)
-        return response.deleted_count
+        return await self._call(calls.delete(collection, ids, filter, filter_values, tenant))
 
     # ---- Reads
 
@@ -149,8 +144,7 @@ class AsyncClient(AsyncConnection):
         self, collection: str, ids: Sequence[str], *, tenant: str = "", **options: Unpack[t.GetOptions]
     ) -> t.GetResult:
         """Fetches rows by id; `options` say which parts of them and how fresh, see `GetOptions`."""
-        request = convert.get_request(collection, ids, tenant, options)
-        return convert.get_result(await self._call(self._stub.Get, request))
+        return await self._call(calls.get(collection, ids, tenant, options))
 
     async def count(
         self,
@@ -162,9 +156,7 @@ class AsyncClient(AsyncConnection):
         version: int | None = None,
     ) -> int:
         """Counts the rows that a filter selects, or all; every acknowledged write is counted."""
-        request = convert.count_request(collection, filter, filter_values or {}, tenant, version)
-        response: pb.CountResponse = await self._call(self._stub.Count, request)
-        return response.count
+        return await self._call(calls.count(collection, filter, filter_values, tenant, version))
 
     async def scan(
         self,
@@ -179,20 +171,15 @@ class AsyncClient(AsyncConnection):
     ) -> AsyncIterator[t.Record]:
         """Yields the rows that a filter selects, or all, in no particular order; see `Client.scan`.
 
-        >>> async for record in client.scan("photos"):
-        ...     print(record.id)
+        >>> sorted([record.id async for record in client.scan("photos")])
+        ['cat.jpg', 'mirrored.jpg', 'rocket.jpg']
         """
-        request = convert.scan_request(
-            collection, filter, filter_values or {}, tenant, options, version=version, all_tenants=all_tenants
-        )
-        call = self._stub.Scan(request)
-        try:
-            with translated():
-                async for response in call:
-                    for message in response.records:
-                        yield convert.record(message)
-        finally:
-            call.cancel()  # does nothing after the end
+        call = calls.scan(collection, filter, filter_values, tenant, options, version=version, all_tenants=all_tenants)
+        # Closed with this generator, and not whenever it is collected.
+        async with aclosing(self._read(call)) as pages:
+            async for page in pages:
+                for record in page:
+                    yield record
 
     async def search(
         self,
@@ -205,12 +192,42 @@ class AsyncClient(AsyncConnection):
         **options: Unpack[t.SearchOptions],
     ) -> t.SearchResult:
         """Finds the stored rows most similar to an image, a vector or a stored row; see `Client.search`."""
-        request = convert.search_request(collection, image, vector, id, tenant, options)
-        return convert.search_result(await self._call(self._stub.Search, request))
+        return await self._call(calls.search(collection, image, vector, id, tenant, options))
 
     async def search_batch(
         self, collection: str, queries: Sequence[t.Query], *, tenant: str = "", **options: Unpack[t.SearchOptions]
     ) -> t.SearchBatchResult:
         """Searches by several images, vectors or stored rows at once; see `Client.search_batch`."""
-        request = convert.search_batch_request(collection, queries, tenant, options)
-        return convert.search_batch_result(await self._call(self._stub.SearchBatch, request))
+        return await self._call(calls.search_batch(collection, queries, tenant, options))
+
+    async def search_many(
+        self,
+        collection: str,
+        queries: Iterable[t.Query] | AsyncIterable[t.Query],
+        *,
+        tenant: str = "",
+        **options: Unpack[t.SearchOptions],
+    ) -> AsyncIterator[t.Hits | LookalikeError]:
+        """Searches by any number of queries; yields the hits, or the error, of each; see `Client.search_many`.
+
+        >>> queries = (Query(image=Path(name).read_bytes()) for name in ("rocket.jpg", "cat.jpg"))
+        >>> [hits.ids async for hits in client.search_many("photos", queries, top_k=1)]
+        [['rocket.jpg'], ['cat.jpg']]
+        """
+
+        async def send(part: list[t.Query]) -> list[t.Hits | LookalikeError]:
+            try:
+                return list((await self.search_batch(collection, part, tenant=tenant, **options)).results)
+            except LookalikeError as error:
+                if not is_too_much(error):
+                    raise
+                if len(part) == 1:
+                    return [error]
+            half = len(part) // 2
+            return [*await send(part[:half]), *await send(part[half:])]
+
+        limits = (await self.describe_collection(collection)).limits
+        batches = Batches[t.Query](limits.max_batch_queries, limits.max_message_bytes, limits.max_image_bytes)
+        async with aclosing(self._in_batches(queries, calls.query_bytes, batches, send)) as results:
+            async for result in results:
+                yield result

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 
 from lookalike import types as t
-from lookalike._convert import embedder as convert
+from lookalike._convert import embedder as calls
+from lookalike.batches import Batches
 from lookalike.connection import AsyncConnection, aiter_any
 from lookalike.embedder.v1 import embedder_pb2 as pb
 from lookalike.embedder.v1.embedder_pb2_grpc import EmbedderServiceStub
@@ -18,22 +19,23 @@ class AsyncEmbedderClient(AsyncConnection):
 
     >>> async with AsyncEmbedderClient("127.0.0.1:50051") as embedder:
     ...     embedding = await embedder.embed(Path("cat.jpg").read_bytes())
+    ...     model = (await embedder.get_model()).model
+    >>> embedding.vector.shape == (model.dimension,)
+    True
     """
 
-    def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0) -> None:
-        super().__init__(target, timeout)
-        self._stub = EmbedderServiceStub(self._channel)
+    def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0, retry: bool = True) -> None:
+        super().__init__(target, timeout, retry, EmbedderServiceStub)
 
     async def get_model(self) -> t.ModelDescription:
         """Describes the model that is served, and the limits on requests."""
-        return convert.model_description(await self._call(self._stub.GetModel, pb.GetModelRequest()))
+        return await self._call(calls.get_model())
 
     async def embed(
         self, image: bytes, *, priority: t.Priority = t.Priority.UNSPECIFIED, expected_fingerprint: str = ""
     ) -> t.Embedding:
         """Embeds one image: returns its vector, float32 [D], of length 1."""
-        request = convert.embed_request(image, priority, expected_fingerprint)
-        return convert.embedding(await self._call(self._stub.Embed, request))
+        return await self._call(calls.embed(image, priority, expected_fingerprint))
 
     async def embed_batch(
         self,
@@ -43,8 +45,7 @@ class AsyncEmbedderClient(AsyncConnection):
         expected_fingerprint: str = "",
     ) -> list[t.Embedding | LookalikeError]:
         """Embeds several images, at most `EmbedderLimits.max_batch_images`; returns a vector, or an error, for each."""
-        request = convert.embed_batch_request(images, priority, expected_fingerprint)
-        return convert.embedding_batch(await self._call(self._stub.EmbedBatch, request))
+        return await self._call(calls.embed_batch(images, priority, expected_fingerprint))
 
     async def embed_stream(
         self,
@@ -55,15 +56,39 @@ class AsyncEmbedderClient(AsyncConnection):
     ) -> AsyncIterator[tuple[str, t.Embedding | LookalikeError]]:
         """Embeds any number of images, as `EmbedderClient.embed_stream` does; reading the images should not block.
 
-        >>> async for path, embedding in embedder.embed_stream((path, Path(path).read_bytes()) for path in paths):
-        ...     print(path, embedding)
+        >>> images = ((path.name, path.read_bytes()) for path in Path().glob("*.jpg"))
+        >>> sorted([name async for name, embedding in embedder.embed_stream(images)])
+        ['cat.jpg', 'mirrored.jpg', 'query.jpg', 'rocket.jpg']
         """
 
         async def requests() -> AsyncIterator[pb.EmbedStreamRequest]:
             async for item in aiter_any(images):
-                yield convert.embed_stream_request(item, priority, self._timeout, expected_fingerprint)
+                yield calls.embed_stream_request(item, priority, self._timeout, expected_fingerprint)
 
         # Closed with this generator, and not whenever it is collected.
         async with aclosing(self._stream(self._stub.EmbedStream, requests())) as responses:
             async for response in responses:
-                yield convert.stream_result(response)
+                yield calls.stream_result(response)
+
+    async def embed_many(
+        self,
+        images: Iterable[bytes] | AsyncIterable[bytes],
+        *,
+        priority: t.Priority = t.Priority.UNSPECIFIED,
+        expected_fingerprint: str = "",
+    ) -> AsyncIterator[t.Embedding | LookalikeError]:
+        """Embeds any number of images; yields the vector, or the error, of each, as `EmbedderClient.embed_many` does.
+
+        >>> images = (Path(name).read_bytes() for name in ("cat.jpg", "rocket.jpg"))
+        >>> len(to_numpy([embedding async for embedding in embedder.embed_many(images)]))
+        2
+        """
+
+        async def send(part: list[bytes]) -> list[t.Embedding | LookalikeError]:
+            return await self.embed_batch(part, priority=priority, expected_fingerprint=expected_fingerprint)
+
+        limits = (await self.get_model()).limits
+        batches = Batches[bytes](limits.max_batch_images, limits.max_message_bytes, limits.max_image_bytes)
+        async with aclosing(self._in_batches(images, len, batches, send)) as results:
+            async for result in results:
+                yield result

@@ -13,13 +13,13 @@ KEEPALIVE_SECONDS = 20  # servers of this package accept it; by default they wou
 _EMBEDDER = "lookalike.embedder.v1.EmbedderService"
 _SEARCH = "lookalike.search.v1.SearchService"
 # Sent twice, these fail the second time, and a retry would report a failure of what has been done; or they do it twice.
-_NOT_IDEMPOTENT = ("CreateCollection", "CreateCollectionVersion", "DeleteCollection")
+NOT_IDEMPOTENT = ("CreateCollection", "CreateCollectionVersion", "DeleteCollection")
 
 _SERVICE_CONFIG = {
     # One connection to every address behind the name: a single one would pin a client to one server.
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
-        {"name": [{"service": _SEARCH, "method": method} for method in _NOT_IDEMPOTENT]},
+        {"name": [{"service": _SEARCH, "method": method} for method in NOT_IDEMPOTENT]},
         {
             "name": [{"service": _EMBEDDER}, {"service": _SEARCH}],
             "retryPolicy": {
@@ -34,17 +34,20 @@ _SERVICE_CONFIG = {
 }
 
 
-def connect(target: str) -> grpc.Channel:
-    """Opens a channel to `target`, a gRPC name such as "127.0.0.1:50052" or "dns:///search:50052"."""
-    return grpc.insecure_channel(target, options=_options(MAX_MESSAGE_BYTES))
+def connect(target: str, *, retry: bool = True) -> grpc.Channel:
+    """Opens a channel to `target`, a gRPC name such as "127.0.0.1:50052" or "dns:///search:50052".
+
+    Without `retry`, calls are left to their caller.
+    """
+    return grpc.insecure_channel(target, options=_options(MAX_MESSAGE_BYTES, retry=retry))
 
 
 def connect_aio(target: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES, retry: bool = True) -> grpc.aio.Channel:
-    """Opens a channel for asyncio to `target`, as `connect` does. Without `retry`, calls are left to their caller."""
+    """Opens a channel for asyncio to `target`, as `connect` does."""
     return grpc.aio.insecure_channel(target, options=_options(max_message_bytes, retry=retry))
 
 
-def _options(max_message_bytes: int, *, retry: bool = True) -> list[tuple[str, str | int]]:
+def _options(max_message_bytes: int, *, retry: bool) -> list[tuple[str, str | int]]:
     config = _SERVICE_CONFIG if retry else {"loadBalancingConfig": _SERVICE_CONFIG["loadBalancingConfig"]}
     return [
         ("grpc.max_send_message_length", max_message_bytes),

@@ -10,10 +10,10 @@ from typing import Unpack
 import grpc
 
 from lookalike import types as t
-from lookalike._convert import search as convert
+from lookalike._convert import search as calls
+from lookalike.batches import Batches, is_too_much
 from lookalike.connection import Connection
-from lookalike.errors import LookalikeError, translated
-from lookalike.search.v1 import search_pb2 as pb
+from lookalike.errors import LookalikeError
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
 
 
@@ -21,26 +21,31 @@ class Client(Connection):
     """Stores images in collections and searches them. Safe to share between threads.
 
     Every method raises `LookalikeError` if the call failed, and ValueError or TypeError for arguments that no service
-    could take. Calls that fail as UNAVAILABLE are tried again for a second or two, where that can do no harm.
+    could take. Where it can do no harm, calls that fail as UNAVAILABLE are tried again for a second or two, and those
+    refused with a time to come back (`LookalikeError.retry_after`) are tried again then, if their deadline allows.
 
     In a collection created with `multi_tenant`, `tenant` names whose rows a call works on; elsewhere it stays empty.
     Filters compare fields with values, as in `attributes["year"] > {year}`; values are best given apart, by name.
 
     Args:
         target: the search service, a gRPC name such as "127.0.0.1:50052" or "dns:///lookalike-search:50052".
-        timeout: deadline of every call in seconds.
+        timeout: deadline of every call in seconds, for all its attempts together; see `with_timeout`.
+        retry: False makes every call one attempt, for callers that want to see each refusal.
 
-    >>> with Client("127.0.0.1:50052") as client:
-    ...     client.create_collection("photos", if_not_exists=True)
-    ...     client.upsert("photos", [Item("cat.jpg", image=Path("cat.jpg").read_bytes())])
-    ...     result = client.search("photos", image=Path("query.jpg").read_bytes(), top_k=5)
+    >>> with Client("127.0.0.1:50052", timeout=10) as client:
+    ...     collection = client.create_collection("photos", if_not_exists=True)
+    ...     results = client.upsert("photos", [Item("cat.jpg", image=Path("cat.jpg").read_bytes())])
+    ...     result = client.search("photos", image=Path("query.jpg").read_bytes(), top_k=1, read_your_writes=True)
     ...     for hit in result.hits:
-    ...         print(hit.id, hit.similarity, hit.distance)
+    ...         print(hit.id, hit.similarity > 0.9, hit.distance < 0.5)
+    cat.jpg True True
+
+    The examples of the methods have such a client, whose collection "photos" has the rows cat.jpg of the year 1991,
+    mirrored.jpg, the same cat, of 2005, and rocket.jpg of no year.
     """
 
-    def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0) -> None:
-        super().__init__(target, timeout)
-        self._stub = SearchServiceStub(self._channel)
+    def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0, retry: bool = True) -> None:
+        super().__init__(target, timeout, retry, SearchServiceStub)
 
     # ---- Collections
 
@@ -63,8 +68,7 @@ class Client(Connection):
             if_not_exists: returns the collection that has the name, whatever it is like, instead of ALREADY_EXISTS.
         """
         try:
-            request = convert.create_collection_request(name, space, index, multi_tenant)
-            return convert.collection(self._call(self._stub.CreateCollection, request).collection)
+            return self._call(calls.create_collection(name, space, index, multi_tenant))
         except LookalikeError as error:
             if if_not_exists and error.code is grpc.StatusCode.ALREADY_EXISTS:
                 return self.describe_collection(name).collection
@@ -72,17 +76,15 @@ class Client(Connection):
 
     def describe_collection(self, name: str) -> t.CollectionDescription:
         """Describes a collection: its model, index, rows and versions; and the limits on requests."""
-        request = pb.DescribeCollectionRequest(name=name)
-        return convert.collection_description(self._call(self._stub.DescribeCollection, request))
+        return self._call(calls.describe_collection(name))
 
     def list_collections(self) -> list[t.Collection]:
         """Lists all collections, by name."""
-        response = self._call(self._stub.ListCollections, pb.ListCollectionsRequest())
-        return [convert.collection(message) for message in response.collections]
+        return self._call(calls.list_collections())
 
     def delete_collection(self, name: str, *, version: int | None = None) -> None:
         """Deletes a collection with all its rows; or one version of it, which must not be the serving one."""
-        self._call(self._stub.DeleteCollection, pb.DeleteCollectionRequest(name=name, version=version))
+        self._call(calls.delete_collection(name, version))
 
     def create_collection_version(
         self,
@@ -104,15 +106,16 @@ class Client(Connection):
                 image can be stored while the version is being filled.
 
         >>> version = client.create_collection_version("photos")
-        >>> client.switch_collection_version("photos", version.version)  # when it has been filled
+        >>> version.state.name, version.row_count
+        ('FILLING', 0)
+        >>> client.switch_collection_version("photos", version.version).serving_version  # when it has been filled
+        2
         """
-        request = convert.create_version_request(name, space, index, require_embedder)
-        return convert.collection_version(self._call(self._stub.CreateCollectionVersion, request).version)
+        return self._call(calls.create_version(name, space, index, require_embedder))
 
     def switch_collection_version(self, name: str, version: int) -> t.Collection:
         """Lets another version serve, at once and without downtime: the way forward, and back."""
-        request = pb.SwitchCollectionVersionRequest(name=name, version=version)
-        return convert.collection(self._call(self._stub.SwitchCollectionVersion, request).collection)
+        return self._call(calls.switch_version(name, version))
 
     def fill_version(
         self,
@@ -134,8 +137,7 @@ class Client(Connection):
             items: the rows; as many as `SearchLimits.max_batch_items`, and no more bytes than `max_message_bytes`.
             surplus_ids: rows to delete from that version alone, unless the serving version has them.
         """
-        request = convert.fill_version_request(name, version, items, surplus_ids, tenant)
-        return convert.fill_result(self._call(self._stub.FillCollectionVersion, request))
+        return self._call(calls.fill_version(name, version, items, surplus_ids, tenant))
 
     # ---- Writes
 
@@ -150,10 +152,14 @@ class Client(Connection):
 
         Returns:
             What became of each item, in their order. One that failed never harms the others.
+
+        >>> items = [Item("cat.jpg", image=Path("cat.jpg").read_bytes()), Item("text", image=b"not an image")]
+        >>> for result in client.upsert("photos", items):
+        ...     print(result.id, result.outcome.name, result.error.code.name if result.error else "")
+        cat.jpg STORED
+        text FAILED INVALID_ARGUMENT
         """
-        request = convert.upsert_request(collection, items, if_content_changed, tenant)
-        response = self._call(self._stub.Upsert, request)
-        return [convert.upsert_result(message) for message in response.results]
+        return self._call(calls.upsert(collection, items, if_content_changed, tenant))
 
     def upsert_stream(
         self,
@@ -175,18 +181,19 @@ class Client(Connection):
             if_content_changed: leaves rows alone that hold the same image, attributes and source.
             timeout: deadline of the whole stream in seconds; the client's holds for single calls.
 
-        >>> for result in client.upsert_stream("photos", (Item(str(p), image=p.read_bytes()) for p in paths)):
-        ...     print(result.id, result.outcome.name, result.error or "")
+        >>> items = (Item(path.name, image=path.read_bytes()) for path in Path().glob("*.jpg"))
+        >>> sum(result.error is None for result in client.upsert_stream("photos", items))
+        4
         """
         requests = (
-            convert.upsert_stream_request(collection, sequence, item, if_content_changed, tenant)
+            calls.upsert_stream_request(collection, sequence, item, if_content_changed, tenant)
             for sequence, item in enumerate(items)
         )
         method = partial(self._stub.UpsertStream, timeout=timeout)
         # Closed with this generator, and not whenever it is collected.
         with closing(self._stream(method, requests)) as responses:
             for response in responses:
-                yield convert.upsert_result(response.result)
+                yield calls.upsert_result(response.result)
 
     def delete(
         self,
@@ -199,19 +206,23 @@ class Client(Connection):
     ) -> int:
         """Deletes the rows with these ids, or those that a filter selects, and returns how many there were.
 
-        >>> client.delete("photos", filter='attributes["year"] < {year}', filter_values={"year": 1990})
+        >>> client.delete("photos", filter='attributes["year"] < {year}', filter_values={"year": 2000})
+        1
         """
-        request = convert.delete_request(collection, ids, filter, filter_values or {}, tenant)
-        response: pb.DeleteResponse = self._call(self._stub.Delete, request)
-        return response.deleted_count
+        return self._call(calls.delete(collection, ids, filter, filter_values, tenant))
 
     # ---- Reads
 
     def get(
         self, collection: str, ids: Sequence[str], *, tenant: str = "", **options: Unpack[t.GetOptions]
     ) -> t.GetResult:
-        """Fetches rows by id; `options` say which parts of them and how fresh, see `GetOptions`."""
-        return convert.get_result(self._call(self._stub.Get, convert.get_request(collection, ids, tenant, options)))
+        """Fetches rows by id; `options` say which parts of them and how fresh, see `GetOptions`.
+
+        >>> result = client.get("photos", ["cat.jpg", "lion.jpg"], read_your_writes=True)
+        >>> [record.attributes for record in result.records], result.missing_ids
+        ([{'year': 1991}], ('lion.jpg',))
+        """
+        return self._call(calls.get(collection, ids, tenant, options))
 
     def count(
         self,
@@ -222,10 +233,12 @@ class Client(Connection):
         tenant: str = "",
         version: int | None = None,
     ) -> int:
-        """Counts the rows that a filter selects, or all; every acknowledged write is counted."""
-        request = convert.count_request(collection, filter, filter_values or {}, tenant, version)
-        response: pb.CountResponse = self._call(self._stub.Count, request)
-        return response.count
+        """Counts the rows that a filter selects, or all; every acknowledged write is counted.
+
+        >>> client.count("photos"), client.count("photos", filter='attributes["year"] > 2000')
+        (3, 1)
+        """
+        return self._call(calls.count(collection, filter, filter_values, tenant, version))
 
     def scan(
         self,
@@ -249,19 +262,14 @@ class Client(Connection):
             version: the version to scan; None means the serving one.
             options: which parts of the rows, see `GetOptions`.
 
-        >>> for record in client.scan("photos", include_vector=True):
-        ...     print(record.id, record.vector)
+        >>> sorted(record.id for record in client.scan("photos", attributes=[]))
+        ['cat.jpg', 'mirrored.jpg', 'rocket.jpg']
         """
-        request = convert.scan_request(
-            collection, filter, filter_values or {}, tenant, options, version=version, all_tenants=all_tenants
-        )
-        call = self._stub.Scan(request)
-        try:
-            with translated():
-                for response in call:
-                    yield from map(convert.record, response.records)
-        finally:
-            call.cancel()  # does nothing after the end
+        call = calls.scan(collection, filter, filter_values, tenant, options, version=version, all_tenants=all_tenants)
+        # Closed with this generator, and not whenever it is collected.
+        with closing(self._read(call)) as pages:
+            for page in pages:
+                yield from page
 
     def search(
         self,
@@ -281,10 +289,13 @@ class Client(Connection):
             id: a stored row, which is left out of its own hits.
             options: how to search: `top_k`, `filter`, `min_similarity` and more, see `SearchOptions`.
 
-        >>> client.search("photos", id="cat.jpg", filter='attributes["year"] > {year}', filter_values={"year": 1990})
+        >>> client.search("photos", image=Path("query.jpg").read_bytes(), top_k=2).hits.ids
+        ['cat.jpg', 'mirrored.jpg']
+        >>> later = {"filter": 'attributes["year"] > {year}', "filter_values": {"year": 2000}}
+        >>> client.search("photos", image=Path("query.jpg").read_bytes(), **later).hits.ids
+        ['mirrored.jpg']
         """
-        request = convert.search_request(collection, image, vector, id, tenant, options)
-        return convert.search_result(self._call(self._stub.Search, request))
+        return self._call(calls.search(collection, image, vector, id, tenant, options))
 
     def search_batch(
         self, collection: str, queries: Sequence[t.Query], *, tenant: str = "", **options: Unpack[t.SearchOptions]
@@ -298,7 +309,40 @@ class Client(Connection):
         Returns:
             The hits of each query, in their order, or its error. One that failed never harms the others.
 
-        >>> client.search_batch("photos", [Query(id="cat.jpg"), Query(id="dog.jpg")], top_k=5).results
+        >>> [hits.ids for hits in client.search_batch("photos", [Query(id="cat.jpg")], top_k=1).results]
+        [['mirrored.jpg']]
         """
-        request = convert.search_batch_request(collection, queries, tenant, options)
-        return convert.search_batch_result(self._call(self._stub.SearchBatch, request))
+        return self._call(calls.search_batch(collection, queries, tenant, options))
+
+    def search_many(
+        self, collection: str, queries: Iterable[t.Query], *, tenant: str = "", **options: Unpack[t.SearchOptions]
+    ) -> Iterator[t.Hits | LookalikeError]:
+        """Searches by any number of queries; yields the hits, or the error, of each, in their order.
+
+        They are sent in batches that the service takes, two at a time; no more than three are in memory. Each batch has
+        the client's timeout. An error of a whole batch ends it; what was found before has been yielded. To stop early,
+        close the generator.
+
+        >>> names = ["rocket.jpg", "cat.jpg"]
+        >>> queries = (Query(image=Path(name).read_bytes()) for name in names)
+        >>> for name, hits in zip(names, client.search_many("photos", queries, top_k=1)):
+        ...     print(name, hits.ids)
+        rocket.jpg ['rocket.jpg']
+        cat.jpg ['cat.jpg']
+        """
+
+        def send(part: list[t.Query]) -> list[t.Hits | LookalikeError]:
+            try:
+                return list(self.search_batch(collection, part, tenant=tenant, **options).results)
+            except LookalikeError as error:
+                if not is_too_much(error):
+                    raise
+                if len(part) == 1:
+                    return [error]
+            half = len(part) // 2
+            return [*send(part[:half]), *send(part[half:])]
+
+        limits = self.describe_collection(collection).limits
+        batches = Batches[t.Query](limits.max_batch_queries, limits.max_message_bytes, limits.max_image_bytes)
+        with closing(self._in_batches(queries, calls.query_bytes, batches, send)) as results:
+            yield from results

@@ -3,22 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+import copy
+import time
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import grpc
+
+from lookalike.batches import IN_FLIGHT, Batch, Batches, merged, sendable
+from lookalike.call import Call
 from lookalike.channel import connect, connect_aio
 from lookalike.errors import LookalikeError, translated
+from lookalike.retries import Attempts
 
 T = TypeVar("T")
+Q = TypeVar("Q")
 
 
-class Connection:
+class _Settings:
+    """What both kinds of connection know beside their channel."""
+
+    _timeout: float
+    _retry: bool
+
+    def with_timeout(self, seconds: float) -> Self:
+        """Returns this client with another deadline for calls, such as what is left of a caller's own.
+
+        It shares the connection, and is closed with it; making one costs next to nothing.
+
+        >>> client.with_timeout(2.5).count("photos")
+        3
+        """
+        other = copy.copy(self)
+        other._timeout = seconds
+        return other
+
+    def _attempts(self, call: Call[Any]) -> Attempts:
+        return Attempts(call.method, self._timeout, retry=self._retry)
+
+
+class Connection(_Settings):
     """A synchronous client's connection. Safe to share between threads."""
 
-    def __init__(self, target: str, timeout: float) -> None:
-        self._channel = connect(target)
+    def __init__(self, target: str, timeout: float, retry: bool, stub: Callable[[grpc.Channel], Any]) -> None:
+        self._channel = connect(target, retry=retry)
+        self._stub = stub(self._channel)
         self._timeout = timeout
+        self._retry = retry
 
     def __enter__(self) -> Self:
         return self
@@ -32,9 +76,38 @@ class Connection:
         """Closes the connection; calls in progress fail as CANCELLED."""
         self._channel.close()
 
-    def _call(self, method: Callable[..., Any], request: object) -> Any:
-        with translated():
-            return method(request, timeout=self._timeout)
+    def _call(self, call: Call[T]) -> T:
+        method, attempts = getattr(self._stub, call.method), self._attempts(call)
+        while True:
+            try:
+                with translated():
+                    response = method(call.request, timeout=attempts.seconds_left)
+                return call.result(response)
+            except LookalikeError as error:
+                pause = attempts.pause_after(error)
+                if pause is None:
+                    raise
+            time.sleep(pause)
+
+    def _read(self, call: Call[T]) -> Generator[T]:
+        """Yields the results of a call with a stream of responses, which has no deadline once it has begun."""
+        method, attempts = getattr(self._stub, call.method), self._attempts(call)
+        begun = False
+        while True:
+            responses = method(call.request)
+            try:
+                with translated():
+                    for response in responses:
+                        begun = True
+                        yield call.result(response)
+                return
+            except LookalikeError as error:
+                pause = None if begun else attempts.pause_after(error)
+                if pause is None:
+                    raise
+            finally:
+                responses.cancel()  # does nothing after the end
+            time.sleep(pause)
 
     def _stream(self, method: Callable[..., Any], requests: Iterable[object]) -> Generator[Any]:
         """Yields the responses of a stream; an error of `requests` itself ends it, and is raised as it is."""
@@ -58,13 +131,49 @@ class Connection:
         finally:
             call.cancel()  # does nothing after the end
 
+    def _in_batches(
+        self,
+        items: Iterable[Q],
+        size: Callable[[Q], int],
+        batches: Batches[Q],
+        send: Callable[[list[Q]], Sequence[T | LookalikeError]],
+    ) -> Generator[T | LookalikeError]:
+        """Yields the result of each item, in order; `send` sends some of them, in a thread."""
+        pending: deque[tuple[Batch[Q], Future[Sequence[T | LookalikeError]]]] = deque()
+        senders = ThreadPoolExecutor(IN_FLIGHT, "lookalike-batch")
 
-class AsyncConnection:
+        def send_any(ready: list[Q]) -> Sequence[T | LookalikeError]:
+            return send(ready) if ready else ()
+
+        def begin(batch: Batch[Q]) -> None:
+            pending.append((batch, senders.submit(send_any, sendable(batch))))
+
+        def end() -> Iterator[T | LookalikeError]:
+            batch, sent = pending.popleft()
+            return merged(batch, sent.result())
+
+        try:
+            for item in items:
+                if full := batches.add(item, size(item)):
+                    if len(pending) == IN_FLIGHT:
+                        yield from end()
+                    begin(full)
+            if rest := batches.rest():
+                begin(rest)
+            while pending:
+                yield from end()
+        finally:
+            senders.shutdown(wait=False, cancel_futures=True)  # those on their way end by their deadline
+
+
+class AsyncConnection(_Settings):
     """An asyncio client's connection. Belongs to one event loop."""
 
-    def __init__(self, target: str, timeout: float) -> None:
-        self._channel = connect_aio(target)
+    def __init__(self, target: str, timeout: float, retry: bool, stub: Callable[[grpc.aio.Channel], Any]) -> None:
+        self._channel = connect_aio(target, retry=retry)
+        self._stub = stub(self._channel)
         self._timeout = timeout
+        self._retry = retry
 
     async def __aenter__(self) -> Self:
         return self
@@ -78,9 +187,38 @@ class AsyncConnection:
         """Closes the connection; calls in progress fail as CANCELLED."""
         await self._channel.close()
 
-    async def _call(self, method: Callable[..., Any], request: object) -> Any:
-        with translated():
-            return await method(request, timeout=self._timeout)
+    async def _call(self, call: Call[T]) -> T:
+        method, attempts = getattr(self._stub, call.method), self._attempts(call)
+        while True:
+            try:
+                with translated():
+                    response = await method(call.request, timeout=attempts.seconds_left)
+                return call.result(response)
+            except LookalikeError as error:
+                pause = attempts.pause_after(error)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
+    async def _read(self, call: Call[T]) -> AsyncGenerator[T]:
+        """Yields the results of a call with a stream of responses, which has no deadline once it has begun."""
+        method, attempts = getattr(self._stub, call.method), self._attempts(call)
+        begun = False
+        while True:
+            responses = method(call.request)
+            try:
+                with translated():
+                    async for response in responses:
+                        begun = True
+                        yield call.result(response)
+                return
+            except LookalikeError as error:
+                pause = None if begun else attempts.pause_after(error)
+                if pause is None:
+                    raise
+            finally:
+                responses.cancel()  # does nothing after the end
+            await asyncio.sleep(pause)
 
     async def _stream(self, method: Callable[..., Any], requests: AsyncIterable[object]) -> AsyncGenerator[Any]:
         """Yields the responses of a stream; an error of `requests` itself ends it, and is raised as it is."""
@@ -105,6 +243,45 @@ class AsyncConnection:
             raise
         finally:
             call.cancel()  # does nothing after the end
+
+    async def _in_batches(
+        self,
+        items: Iterable[Q] | AsyncIterable[Q],
+        size: Callable[[Q], int],
+        batches: Batches[Q],
+        send: Callable[[list[Q]], Awaitable[Sequence[T | LookalikeError]]],
+    ) -> AsyncGenerator[T | LookalikeError]:
+        """Yields the result of each item, in order; `send` sends some of them, in a task."""
+        pending: deque[tuple[Batch[Q], asyncio.Task[Sequence[T | LookalikeError]]]] = deque()
+
+        async def send_any(ready: list[Q]) -> Sequence[T | LookalikeError]:
+            return await send(ready) if ready else ()
+
+        def begin(batch: Batch[Q]) -> None:
+            pending.append((batch, asyncio.create_task(send_any(sendable(batch)))))
+
+        async def end() -> Iterator[T | LookalikeError]:
+            batch, sent = pending[0]
+            results = merged(batch, await sent)
+            pending.popleft()
+            return results
+
+        try:
+            async for item in aiter_any(items):
+                if full := batches.add(item, size(item)):
+                    if len(pending) == IN_FLIGHT:
+                        for result in await end():
+                            yield result
+                    begin(full)
+            if rest := batches.rest():
+                begin(rest)
+            while pending:
+                for result in await end():
+                    yield result
+        finally:
+            for _, sent in pending:
+                sent.cancel()
+            await asyncio.gather(*(sent for _, sent in pending), return_exceptions=True)
 
 
 async def aiter_any(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

@@ -29,10 +29,12 @@ class LookalikeError(Exception):
             you report a failure.
 
     >>> try:
-    ...     client.count("photos")
+    ...     client.count("nowhere")
     ... except LookalikeError as error:
     ...     if error.code is not grpc.StatusCode.NOT_FOUND:
     ...         raise
+    ...     print("there is no such collection")
+    there is no such collection
     """
 
     def __init__(

@@ -267,6 +267,7 @@ class Item:
         ValueError: not exactly one of `image` and `vector` is given.
 
     >>> Item("cat.jpg", image=Path("cat.jpg").read_bytes(), attributes={"year": 1991})
+    Item(id='cat.jpg', vector=None, attributes={'year': 1991}, source='')
     """
 
     id: str
@@ -401,6 +402,7 @@ class Query:
         ValueError: not exactly one of them is given.
 
     >>> Query(id="cat.jpg")
+    Query(vector=None, id='cat.jpg')
     """
 
     image: bytes | None = field(default=None, repr=False)
@@ -434,6 +436,34 @@ class Hit:
         return self.record.id
 
 
+class Hits(tuple[Hit, ...]):
+    """The hits of one search, the most similar first: a tuple of `Hit`, with their figures as arrays.
+
+    >>> hits = client.search("photos", id="cat.jpg").hits
+    >>> hits.ids
+    ['mirrored.jpg', 'rocket.jpg']
+    >>> hits.similarities > 0.9
+    array([ True, False])
+    """
+
+    __slots__ = ()
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids."""
+        return [hit.id for hit in self]
+
+    @property
+    def similarities(self) -> npt.NDArray[np.float32]:
+        """Cosine similarities to the query, float32 [N], falling."""
+        return np.array([hit.similarity for hit in self], np.float32)
+
+    @property
+    def distances(self) -> npt.NDArray[np.float32]:
+        """Euclidean distances to the query, float32 [N], rising."""
+        return np.array([hit.distance for hit in self], np.float32)
+
+
 @dataclass(frozen=True)
 class ServedBy:
     """What answered a search: the version, its index and the `ef` used (None without HNSW)."""
@@ -450,7 +480,7 @@ class ServedBy:
 class SearchResult:
     """The hits, the most similar first; what answered; and the seconds spent in each stage, by its name."""
 
-    hits: tuple[Hit, ...]
+    hits: Hits
     served_by: ServedBy
     timings: Mapping[str, float]
 
@@ -463,6 +493,6 @@ class SearchBatchResult:
         results: the hits of a query, the most similar first; or why it failed.
     """
 
-    results: tuple[tuple[Hit, ...] | LookalikeError, ...]
+    results: tuple[Hits | LookalikeError, ...]
     served_by: ServedBy
     timings: Mapping[str, float]

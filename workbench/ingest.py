@@ -280,7 +280,7 @@ def ingest_with_progress(
     """Does what `ingest` does with the search service at `target`, makes the collection if need be, shows progress."""
 
     async def run() -> IngestReport:
-        async with AsyncClient(target, timeout=CALL_SECONDS) as client:
+        async with AsyncClient(target, timeout=CALL_SECONDS, retry=False) as client:
             await client.create_collection(collection, if_not_exists=True)
             with progress("Storing", len(files), "images") as bar:
                 return await ingest(

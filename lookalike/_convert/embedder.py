@@ -1,22 +1,31 @@
-"""Requests to the embedder, and its replies."""
+"""Calls to the embedder: their requests, and what the replies mean."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from lookalike import types as t
+from lookalike.call import Call
 from lookalike.embedder.v1 import embedder_pb2 as pb
 from lookalike.errors import LookalikeError, from_status
 
 
-def embed_request(image: bytes, priority: t.Priority, expected_fingerprint: str) -> pb.EmbedRequest:
-    return pb.EmbedRequest(image=image, priority=_priority(priority), expected_fingerprint=expected_fingerprint)
+def get_model() -> Call[t.ModelDescription]:
+    return Call("GetModel", pb.GetModelRequest(), model_description)
 
 
-def embed_batch_request(
+def embed(image: bytes, priority: t.Priority, expected_fingerprint: str) -> Call[t.Embedding]:
+    request = pb.EmbedRequest(image=image, priority=_priority(priority), expected_fingerprint=expected_fingerprint)
+    return Call("Embed", request, embedding)
+
+
+def embed_batch(
     images: Sequence[bytes], priority: t.Priority, expected_fingerprint: str
-) -> pb.EmbedBatchRequest:
-    return pb.EmbedBatchRequest(images=images, priority=_priority(priority), expected_fingerprint=expected_fingerprint)
+) -> Call[list[t.Embedding | LookalikeError]]:
+    request = pb.EmbedBatchRequest(
+        images=images, priority=_priority(priority), expected_fingerprint=expected_fingerprint
+    )
+    return Call("EmbedBatch", request, embedding_batch)
 
 
 def embed_stream_request(

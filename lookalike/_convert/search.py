@@ -1,53 +1,81 @@
-"""Requests to the search service, and its replies."""
+"""Calls to the search service: their requests, and what the replies mean."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from google.protobuf import timestamp_pb2
 
 from lookalike import types as t
+from lookalike.call import Call
 from lookalike.errors import from_status
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.values import from_fields, to_fields
 
-# ---- Requests
+# ---- Calls
 
 
-def create_collection_request(
+def create_collection(
     name: str, space: t.VectorSpace | None, index: t.IndexSpec | None, multi_tenant: bool
-) -> pb.CreateCollectionRequest:
-    return pb.CreateCollectionRequest(name=name, space=_space(space), index=_index(index), multi_tenant=multi_tenant)
+) -> Call[t.Collection]:
+    request = pb.CreateCollectionRequest(name=name, space=_space(space), index=_index(index), multi_tenant=multi_tenant)
+    return Call("CreateCollection", request, lambda response: collection(response.collection))
 
 
-def create_version_request(
-    name: str, space: t.VectorSpace | None, index: t.IndexSpec | None, require_embedder: bool = False
-) -> pb.CreateCollectionVersionRequest:
-    return pb.CreateCollectionVersionRequest(
-        name=name, space=_space(space), index=_index(index), require_embedder=require_embedder
+def describe_collection(name: str) -> Call[t.CollectionDescription]:
+    return Call("DescribeCollection", pb.DescribeCollectionRequest(name=name), collection_description)
+
+
+def list_collections() -> Call[list[t.Collection]]:
+    return Call(
+        "ListCollections",
+        pb.ListCollectionsRequest(),
+        lambda response: [collection(message) for message in response.collections],
     )
 
 
-def fill_version_request(
+def delete_collection(name: str, version: int | None) -> Call[None]:
+    return Call("DeleteCollection", pb.DeleteCollectionRequest(name=name, version=version), lambda _: None)
+
+
+def create_version(
+    name: str, space: t.VectorSpace | None, index: t.IndexSpec | None, require_embedder: bool = False
+) -> Call[t.CollectionVersion]:
+    request = pb.CreateCollectionVersionRequest(
+        name=name, space=_space(space), index=_index(index), require_embedder=require_embedder
+    )
+    return Call("CreateCollectionVersion", request, lambda response: collection_version(response.version))
+
+
+def switch_version(name: str, version: int) -> Call[t.Collection]:
+    request = pb.SwitchCollectionVersionRequest(name=name, version=version)
+    return Call("SwitchCollectionVersion", request, lambda response: collection(response.collection))
+
+
+def fill_version(
     name: str, version: int, items: Sequence[t.FillItem], surplus_ids: Sequence[str], tenant: str
-) -> pb.FillCollectionVersionRequest:
-    return pb.FillCollectionVersionRequest(
+) -> Call[t.FillResult]:
+    request = pb.FillCollectionVersionRequest(
         name=name,
         tenant=tenant,
         version=version,
         items=[pb.FillItem(item=_item(each.item), update_time=_timestamp(each.update_time)) for each in items],
         surplus_ids=_ids(surplus_ids),
     )
+    return Call("FillCollectionVersion", request, fill_result)
 
 
-def upsert_request(collection: str, items: Sequence[t.Item], if_content_changed: bool, tenant: str) -> pb.UpsertRequest:
-    return pb.UpsertRequest(
+def upsert(
+    collection: str, items: Sequence[t.Item], if_content_changed: bool, tenant: str
+) -> Call[list[t.UpsertResult]]:
+    request = pb.UpsertRequest(
         collection=collection,
         tenant=tenant,
         items=[_item(item) for item in items],
         if_content_changed=if_content_changed,
     )
+    return Call("Upsert", request, lambda response: [upsert_result(message) for message in response.results])
 
 
 def upsert_stream_request(
@@ -62,65 +90,50 @@ def upsert_stream_request(
     )
 
 
-def delete_request(
-    collection: str, ids: Sequence[str] | None, filter: str | None, filter_values: t.Attributes, tenant: str
-) -> pb.DeleteRequest:
+def delete(
+    collection: str, ids: Sequence[str] | None, filter: str | None, filter_values: t.Attributes | None, tenant: str
+) -> Call[int]:
     if (ids is None) == (filter is None):
         raise ValueError("a deletion needs either ids or a filter")
     if ids is not None:
-        return pb.DeleteRequest(collection=collection, tenant=tenant, ids=pb.IdList(ids=_ids(ids)))
-    return pb.DeleteRequest(collection=collection, tenant=tenant, filter=_filter(filter or "", filter_values))
+        request = pb.DeleteRequest(collection=collection, tenant=tenant, ids=pb.IdList(ids=_ids(ids)))
+    else:
+        request = pb.DeleteRequest(collection=collection, tenant=tenant, filter=_filter(filter or "", filter_values))
+    return Call("Delete", request, lambda response: int(response.deleted_count))
 
 
-def get_request(collection: str, ids: Sequence[str], tenant: str, options: t.GetOptions) -> pb.GetRequest:
+def get(collection: str, ids: Sequence[str], tenant: str, options: t.GetOptions) -> Call[t.GetResult]:
     _require_known(options, t.GetOptions)
-    return pb.GetRequest(
+    request = pb.GetRequest(
         collection=collection,
         tenant=tenant,
         ids=_ids(ids),
         output=_output(options),
         read_your_writes=options.get("read_your_writes", False),
     )
+    return Call("Get", request, get_result)
 
 
-def count_request(
-    collection: str, filter: str, filter_values: t.Attributes, tenant: str, version: int | None = None
-) -> pb.CountRequest:
-    return pb.CountRequest(collection=collection, tenant=tenant, filter=_filter(filter, filter_values), version=version)
+def count(
+    collection: str, filter: str, filter_values: t.Attributes | None, tenant: str, version: int | None = None
+) -> Call[int]:
+    request = pb.CountRequest(
+        collection=collection, tenant=tenant, filter=_filter(filter, filter_values), version=version
+    )
+    return Call("Count", request, lambda response: int(response.count))
 
 
-def search_request(
-    collection: str,
-    image: bytes | None,
-    vector: t.Embedding | None,
-    id: str | None,
-    tenant: str,
-    options: t.SearchOptions,
-) -> pb.SearchRequest:
-    _require_known(options, t.SearchOptions)
-    query = _query(t.Query(image, vector, id))
-    return pb.SearchRequest(collection=collection, tenant=tenant, query=query, params=_params(options))
-
-
-def search_batch_request(
-    collection: str, queries: Sequence[t.Query], tenant: str, options: t.SearchOptions
-) -> pb.SearchBatchRequest:
-    _require_known(options, t.SearchOptions)
-    messages = [_query(query) for query in queries]
-    return pb.SearchBatchRequest(collection=collection, tenant=tenant, queries=messages, params=_params(options))
-
-
-def scan_request(
+def scan(
     collection: str,
     filter: str,
-    filter_values: t.Attributes,
+    filter_values: t.Attributes | None,
     tenant: str,
     options: t.GetOptions,
     version: int | None = None,
     all_tenants: bool = False,
-) -> pb.ScanRequest:
+) -> Call[Iterator[t.Record]]:
     _require_known(options, t.GetOptions)
-    return pb.ScanRequest(
+    request = pb.ScanRequest(
         collection=collection,
         tenant=tenant,
         filter=_filter(filter, filter_values),
@@ -129,6 +142,37 @@ def scan_request(
         version=version,
         all_tenants=all_tenants,
     )
+    return Call("Scan", request, lambda response: map(record, response.records))
+
+
+def search(
+    collection: str,
+    image: bytes | None,
+    vector: t.Embedding | None,
+    id: str | None,
+    tenant: str,
+    options: t.SearchOptions,
+) -> Call[t.SearchResult]:
+    _require_known(options, t.SearchOptions)
+    query = _query(t.Query(image, vector, id))
+    request = pb.SearchRequest(collection=collection, tenant=tenant, query=query, params=_params(options))
+    return Call("Search", request, search_result)
+
+
+def search_batch(
+    collection: str, queries: Sequence[t.Query], tenant: str, options: t.SearchOptions
+) -> Call[t.SearchBatchResult]:
+    _require_known(options, t.SearchOptions)
+    messages = [_query(query) for query in queries]
+    request = pb.SearchBatchRequest(collection=collection, tenant=tenant, queries=messages, params=_params(options))
+    return Call("SearchBatch", request, search_batch_result)
+
+
+def query_bytes(query: t.Query) -> int:
+    """Returns the size of what a query searches by."""
+    if query.image is not None:
+        return len(query.image)
+    return query.vector.vector.nbytes if query.vector is not None else 0
 
 
 # ---- Responses
@@ -264,8 +308,8 @@ def _query(query: t.Query) -> pb.Query:
     return pb.Query(id=query.id or "")
 
 
-def _filter(expression: str, values: t.Attributes) -> pb.Filter:
-    return pb.Filter(expression=expression, values=to_fields(values))
+def _filter(expression: str, values: t.Attributes | None) -> pb.Filter:
+    return pb.Filter(expression=expression, values=to_fields(values or {}))
 
 
 def _output(options: t.OutputOptions) -> pb.OutputFields:
@@ -293,8 +337,8 @@ def _params(options: t.SearchOptions) -> pb.SearchParams:
     )
 
 
-def _hits(messages: Sequence[pb.Hit]) -> tuple[t.Hit, ...]:
-    return tuple(
+def _hits(messages: Sequence[pb.Hit]) -> t.Hits:
+    return t.Hits(
         t.Hit(record(message.record), message.similarity, message.distance, tuple(message.folded_ids))
         for message in messages
     )

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Folder(args.out)
 
     async def run(ingestion: Ingestion) -> None:
-        async with AsyncEmbedderClient(args.embedder, timeout=CALL_SECONDS) as embedder:
+        async with AsyncEmbedderClient(args.embedder, timeout=CALL_SECONDS, retry=False) as embedder:
             origin = await origin_of(embedder, args.tenant)
             ingestion.checkpoint, before, files = await asyncio.to_thread(written, folder, args.shard, origin)
             with RowWriter(folder, args.shard, origin, first=files, rows_per_file=args.rows_per_file) as writer:

@@ -110,7 +110,7 @@ def _store(args: argparse.Namespace, ingestion: Ingestion, inputs: Sequence[Inpu
     from workbench.ingest import CALL_SECONDS, store
 
     async def run() -> None:
-        async with AsyncClient(args.target, timeout=CALL_SECONDS) as client:
+        async with AsyncClient(args.target, timeout=CALL_SECONDS, retry=False) as client:
             collection = await client.create_collection(
                 args.collection, multi_tenant=bool(args.tenant), if_not_exists=True
             )

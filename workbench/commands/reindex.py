@@ -82,7 +82,7 @@ async def _run(args: argparse.Namespace) -> int:
     from workbench.progress import progress
     from workbench.reindex import Filler
 
-    async with AsyncClient(args.target, timeout=_CALL_SECONDS) as client:
+    async with AsyncClient(args.target, timeout=_CALL_SECONDS, retry=False) as client:
         described = await retries.call(lambda: client.describe_collection(args.collection))
         collection = described.collection
         version = await _version(args, client, collection)
@@ -148,6 +148,7 @@ async def _fill(
 ) -> int:
     """Fills, checks, switches, and says what came of it."""
     from lookalike import LookalikeError
+    from workbench import retries
     from workbench.errors import CommandError
 
     try:
@@ -178,7 +179,7 @@ async def _fill(
     if args.no_switch:
         print(f"Version {number} can serve: {_command(args, 'switch', collection.name, number)}")
         return 0
-    await client.switch_collection_version(collection.name, number)
+    await retries.call(lambda: client.switch_collection_version(collection.name, number))
     print(f"Version {number} serves; version {serving} is kept and gets all writes that it can")
     print(f"  the way back:           {_command(args, 'switch', collection.name, serving)}")
     print(f"  when it is not needed:  {_command(args, 'delete', collection.name, '--version', serving)}")

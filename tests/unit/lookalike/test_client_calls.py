@@ -122,14 +122,14 @@ def test_an_existing_collection_may_be_what_the_caller_wants():
 
 
 def test_an_error_says_when_to_come_back():
-    with _serving() as (target, _), Client(target) as client, pytest.raises(LookalikeError) as caught:
+    with _serving() as (target, _), Client(target, retry=False) as client, pytest.raises(LookalikeError) as caught:
         client.count("busy")
     assert (caught.value.code, caught.value.retry_after) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 3.0)
 
 
 async def test_an_error_of_asyncio_says_when_to_come_back():
     with _serving() as (target, _):
-        async with AsyncClient(target) as client:
+        async with AsyncClient(target, retry=False) as client:
             with pytest.raises(LookalikeError) as caught:
                 await client.count("busy")
     assert (caught.value.code, caught.value.retry_after) == (grpc.StatusCode.RESOURCE_EXHAUSTED, 3.0)
@@ -138,11 +138,11 @@ async def test_an_error_of_asyncio_says_when_to_come_back():
 @pytest.mark.parametrize("collection", ["wrong", "busy"])
 async def test_an_error_carries_the_id_of_the_request(collection):
     with _serving() as (target, _):
-        with Client(target) as client, pytest.raises(LookalikeError, match=r" \(request a-1\)$") as caught:
+        with Client(target, retry=False) as client, pytest.raises(LookalikeError, match=r" \(request a-1\)$") as caught:
             client.count(collection)
         assert caught.value.request_id == "a-1"
         assert "a-1" not in caught.value.message
-        async with AsyncClient(target) as client:
+        async with AsyncClient(target, retry=False) as client:
             with pytest.raises(LookalikeError) as caught:
                 await client.count(collection)
         assert caught.value.request_id == "a-1"

@@ -11,10 +11,10 @@ from lookalike.embedder.v1 import embedder_pb2 as pb
 
 
 def test_requests_carry_images_and_the_expected_model():
-    assert convert.embed_request(b"a", Priority.BULK, "m1") == pb.EmbedRequest(
+    assert convert.embed(b"a", Priority.BULK, "m1").request == pb.EmbedRequest(
         image=b"a", priority=pb.PRIORITY_BULK, expected_fingerprint="m1"
     )
-    assert list(convert.embed_batch_request([b"a", b"b"], Priority.UNSPECIFIED, "").images) == [b"a", b"b"]
+    assert list(convert.embed_batch([b"a", b"b"], Priority.UNSPECIFIED, "").request.images) == [b"a", b"b"]
     streamed = convert.embed_stream_request(("id", b"a"), Priority.INTERACTIVE, 1.5, "m1")
     assert (streamed.correlation_id, streamed.image, streamed.priority) == ("id", b"a", pb.PRIORITY_INTERACTIVE)
     assert streamed.timeout.ToNanoseconds() == 1_500_000_000

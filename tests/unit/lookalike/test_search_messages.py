@@ -43,28 +43,28 @@ def test_a_number_of_a_newer_contract_reads_as_unspecified():
 
 
 def test_a_collection_is_created_in_the_embedders_space_unless_one_is_given():
-    request = convert.create_collection_request("photos", None, None, False)
+    request = convert.create_collection("photos", None, None, False).request
     assert not request.HasField("space")
     assert not request.HasField("index")
-    request = convert.create_collection_request(
+    request = convert.create_collection(
         "photos", VectorSpace("m1", 8), IndexSpec(IndexType.HNSW, m=32, ef_construction=100), True
-    )
+    ).request
     assert (request.space.model_fingerprint, request.space.dimension) == ("m1", 8)
     assert (request.index.type, request.index.m, request.index.ef_construction) == (pb.INDEX_TYPE_HNSW, 32, 100)
     assert request.multi_tenant
 
 
 def test_a_version_is_created_in_the_embedders_space_unless_one_is_given():
-    request = convert.create_version_request("photos", None, None)
+    request = convert.create_version("photos", None, None).request
     assert (request.name, request.HasField("space"), request.HasField("index")) == ("photos", False, False)
-    request = convert.create_version_request("photos", VectorSpace("m1", 8), IndexSpec(IndexType.FLAT))
+    request = convert.create_version("photos", VectorSpace("m1", 8), IndexSpec(IndexType.FLAT)).request
     assert (request.space.model_fingerprint, request.space.dimension) == ("m1", 8)
     assert request.index.type == pb.INDEX_TYPE_FLAT
 
 
 def test_rows_of_the_serving_version_go_to_another_one_with_their_time():
     item = t.FillItem(Item("a", image=b"jpeg"), _TIME)
-    request = convert.fill_version_request("photos", 2, [item], ["b"], "me")
+    request = convert.fill_version("photos", 2, [item], ["b"], "me").request
     [sent] = request.items
     assert (request.name, request.version, request.tenant, list(request.surplus_ids)) == ("photos", 2, "me", ["b"])
     assert (sent.item.id, sent.item.image, sent.update_time) == ("a", b"jpeg", _timestamp())
@@ -75,26 +75,26 @@ def test_rows_of_the_serving_version_go_to_another_one_with_their_time():
 
 def test_a_version_is_named_only_where_it_was_asked_for():
     def scan(**options):
-        return convert.scan_request("photos", "", {}, "", {}, **options)
+        return convert.scan("photos", "", {}, "", {}, **options).request
 
     def search(**options):
-        return convert.search_request("photos", b"jpeg", None, None, "", options).params
+        return convert.search("photos", b"jpeg", None, None, "", options).request.params
 
-    for request in (scan(), search(), convert.count_request("photos", "", {}, "")):
+    for request in (scan(), search(), convert.count("photos", "", {}, "").request):
         assert not request.HasField("version")
     assert scan(version=2, all_tenants=True) == pb.ScanRequest(
         collection="photos", filter=pb.Filter(), output=pb.OutputFields(), version=2, all_tenants=True
     )
     assert search(version=2).version == 2
-    assert convert.count_request("photos", "", {}, "", 2).version == 2
-    assert convert.create_version_request("photos", None, None, require_embedder=True).require_embedder
+    assert convert.count("photos", "", {}, "", 2).request.version == 2
+    assert convert.create_version("photos", None, None, require_embedder=True).request.require_embedder
     assert convert.record(pb.Record(id="a", tenant="me")).tenant == "me"
 
 
 def test_items_carry_an_image_or_a_vector():
     image = Item("a", image=b"jpeg", attributes={"year": 1991}, source="/photos/a.jpg")
     vector = Item("b", vector=Embedding([3.0, 4.0], "m1"))
-    request = convert.upsert_request("photos", [image, vector], True, "me")
+    request = convert.upsert("photos", [image, vector], True, "me").request
     first, second = request.items
     assert (request.collection, request.tenant, request.if_content_changed) == ("photos", "me", True)
     assert (first.id, first.image, first.source, first.attributes["year"].int_value) == (
@@ -131,7 +131,7 @@ def test_what_is_no_vector_is_refused(vector, message):
 
 
 def test_a_search_without_options_leaves_them_to_the_service():
-    request = convert.search_request("photos", b"jpeg", None, None, "", {})
+    request = convert.search("photos", b"jpeg", None, None, "", {}).request
     assert request.query.image == b"jpeg"
     params = request.params
     assert not any(params.HasField(name) for name in ("top_k", "min_similarity", "ef"))
@@ -140,7 +140,7 @@ def test_a_search_without_options_leaves_them_to_the_service():
 
 
 def test_a_search_carries_its_options():
-    request = convert.search_request(
+    request = convert.search(
         "photos",
         None,
         None,
@@ -158,7 +158,7 @@ def test_a_search_carries_its_options():
             "attributes": ["year"],
             "include_vector": True,
         },
-    )
+    ).request
     params = request.params
     assert (request.query.id, request.tenant) == ("a", "me")
     assert (params.top_k, params.offset, params.ef, params.exact, params.read_your_writes) == (3, 2, 99, True, True)
@@ -168,31 +168,31 @@ def test_a_search_carries_its_options():
 
 
 def test_no_attributes_and_all_attributes_are_different_wishes():
-    assert convert.get_request("photos", ["a"], "", {"attributes": []}).output.omit_attributes
-    assert not convert.get_request("photos", ["a"], "", {}).output.omit_attributes
+    assert convert.get("photos", ["a"], "", {"attributes": []}).request.output.omit_attributes
+    assert not convert.get("photos", ["a"], "", {}).request.output.omit_attributes
 
 
 def test_a_misspelt_option_is_refused_by_name():
     with pytest.raises(TypeError, match="'topk'"):
-        convert.search_request("photos", b"jpeg", None, None, "", {"topk": 3})
+        convert.search("photos", b"jpeg", None, None, "", {"topk": 3})
 
 
 @pytest.mark.parametrize("query", [(None, None, None), (b"jpeg", None, "a")])
 def test_a_search_by_nothing_or_by_two_things_is_refused(query):
     with pytest.raises(ValueError, match="exactly one"):
-        convert.search_request("photos", *query, "", {})
+        convert.search("photos", *query, "", {})
 
 
 def test_one_string_is_not_a_list_of_ids():
     with pytest.raises(TypeError, match="'cat'"):
-        convert.delete_request("photos", "cat", None, {}, "")
+        convert.delete("photos", "cat", None, {}, "")
 
 
 def test_a_deletion_needs_ids_or_a_filter():
-    assert list(convert.delete_request("photos", ["a"], None, {}, "").ids.ids) == ["a"]
-    assert convert.delete_request("photos", None, "id != ''", {}, "").filter.expression == "id != ''"
+    assert list(convert.delete("photos", ["a"], None, {}, "").request.ids.ids) == ["a"]
+    assert convert.delete("photos", None, "id != ''", {}, "").request.filter.expression == "id != ''"
     with pytest.raises(ValueError, match="either ids or a filter"):
-        convert.delete_request("photos", None, None, {}, "")
+        convert.delete("photos", None, None, {}, "")
 
 
 def test_a_failed_item_carries_code_reason_and_time_to_wait():
@@ -260,14 +260,14 @@ def test_missing_ids_are_told():
 
 def test_a_batch_of_queries_and_its_results_keep_their_order():
     queries = [t.Query(image=b"jpeg"), t.Query(id=""), t.Query(vector=Embedding([3.0, 4.0], "m1"))]
-    request = convert.search_batch_request(
+    request = convert.search_batch(
         "photos", queries, "me", {"top_k": 3, "max_similarity": 0.9, "fold_similarity": 0.5}
-    )
+    ).request
     assert [query.WhichOneof("by") for query in request.queries] == ["image", "id", "vector"]
     assert (request.collection, request.tenant, request.params.top_k) == ("photos", "me", 3)
     assert request.params.max_similarity == pytest.approx(0.9)
     assert request.params.fold_similarity == 0.5
-    assert not convert.search_batch_request("photos", queries, "", {}).params.HasField("fold_similarity")
+    assert not convert.search_batch("photos", queries, "", {}).request.params.HasField("fold_similarity")
 
     hit = pb.Hit(record=pb.Record(id="a"), similarity=0.5, distance=1.0, folded_ids=["b", "c"])
     status = status_pb2.Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="no such row")
