@@ -19,6 +19,7 @@ _COMMANDS = (
     "reindex",
     "evaluate",
     "recall",
+    "loadtest",
     "bundle",
     "caltech101",
 )
