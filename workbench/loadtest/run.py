@@ -172,6 +172,7 @@ class LoadTest:
             found["limit"] = {"objective": objective, **dataclasses.asdict(self._limit)}
         found["gates"] = [self._gate(bound) for bound in settings.fail_if]
         found["warnings"] = self._all_warnings(levels)
+        found = result.plain(found)
         if settings.compare is not None and levels:
             found["comparison"] = compare.compare(
                 result.read(settings.compare), found, settings.tolerance, settings.seed

@@ -11,10 +11,12 @@ _COLUMNS = ("p50", "p90", "p95", "p99", "p99.9", "max")
 
 def render(result: dict[str, Any]) -> str:
     """Returns the summary of a result."""
-    parts = [_level(level) for level in result["levels"]]
-    if result.get("limit"):
+    if result["limit"]:
+        parts = [curve(result), *(_level(level) for level in result["levels"] if at_limit(result, level))]
         parts.append(_limit(result["limit"]))
-    if result.get("knee") is not None:
+    else:
+        parts = [_level(level) for level in result["levels"]]
+    if result["knee"] is not None:
         level = result["levels"][result["knee"]]
         parts.append(f"knee      {title(level)}: {level['rates']['goodput']:,.1f} good replies/s")
     parts += [
@@ -40,6 +42,23 @@ def counts(level: dict[str, Any]) -> str:
     errors = "".join(f" + {number:,} {code}" for code, number in found["errors"].items())
     cut_off = f" + {found['cut_off']:,} cut off" if found["cut_off"] else ""
     return f"{sums}; {found['sent']:,} sent = {found['ok']:,} ok{errors}{cut_off}"
+
+
+def at_limit(result: dict[str, Any], level: dict[str, Any]) -> bool:
+    """Whether a level is the one that the search for the limit found."""
+    return result["limit"]["rate"] is not None and level["load"]["rate"] == result["limit"]["rate"]
+
+
+def curve(result: dict[str, Any]) -> str:
+    """Returns the levels as a table, a row each."""
+    verdicts = {tried["rate"]: tried["verdict"] for tried in (result["limit"] or {"tried": []})["tried"]}
+    rows = [["load", "verdict", "replies/s", "p50 ms", "p99 ms", "errors"]]
+    for level in result["levels"]:
+        response = level["response_ms"]
+        share = level["counts"]["error_share"]
+        row = [title(level), verdicts.get(level["load"].get("rate"), ""), f"{level['rates']['goodput']:,.1f}"]
+        rows.append([*row, ms(response["p50"]), ms(response["p99"]), "-" if share is None else f"{share:.2%}"])
+    return "\n" + columns(rows)
 
 
 def _level(level: dict[str, Any]) -> str:
