@@ -2,15 +2,16 @@
 
 A rate is judged by windows of equal length. It holds when three in a row keep the objective and are stable: their
 throughput within 10 % of its mean, their latencies within 10 % of theirs or of the objective, and no growing backlog.
-It fails when three in a row break the objective, or when it has not been stable for too long. (The rule of three
-stable windows is perf_analyzer's.) The rates tried double, then close in on the limit.
+It fails when three in a row break the objective. (The rule of three stable windows is perf_analyzer's.) If neither
+happens in time, as on a noisy machine, it holds if four of five windows kept the objective without a growing backlog;
+otherwise it is unstable, and counts as too much if it is so twice. The rates tried double, then close in on the limit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ Verdict = Literal["holds", "fails", "unstable"]
 _WINDOWS = 3
 _STABLE = 0.1
 _BACKLOG = 0.02
+_ENOUGH = 0.8
 _LOWEST_RATE = 0.1
 _CLOSED_LOOP_SHARE = 0.5
 
@@ -59,6 +61,10 @@ class Judge:
         self._ended = np.zeros(len(self._due))
         self._good = np.zeros(len(self._due))
 
+    def last_figures(self) -> list[dict[str, float]]:
+        """Returns the figures of the last three windows."""
+        return [window.figures for window in self.windows[-_WINDOWS:]]
+
     def add(self, batch: Batch) -> None:
         """Adds what a process reports."""
         window = int((batch.time - self._begin) / self._settings.window)
@@ -82,7 +88,10 @@ class Judge:
                     return "fails"
                 if all(window.kept for window in last) and self._stable(last):
                     return "holds"
-        return "unstable" if len(self.windows) == len(self._due) else None
+        if len(self.windows) < len(self._due):
+            return None
+        enough = sum(window.kept for window in self.windows) >= _ENOUGH * len(self.windows)
+        return "holds" if enough and not _backlog_grows(self.windows) else "unstable"
 
     def _complete(self, number: int, now: float) -> bool:
         end = self._begin + (number + 1) * self._settings.window
@@ -112,9 +121,9 @@ class Judge:
         return Window(figures, kept, float(self._good[number]) / length, planned, int(self._ended[number]))
 
     def _stable(self, windows: Sequence[Window]) -> bool:
-        due = sum(window.due for window in windows)
-        if due - sum(window.ended for window in windows) > max(_BACKLOG * due, 5.0):
+        if _backlog_grows(windows):
             return False
+        due = sum(window.due for window in windows)
         # The number of random arrivals varies by its root.
         chance = 3 / math.sqrt(max(1.0, due / len(windows)))
         if not _close_together([window.throughput for window in windows], 0.0, max(_STABLE, chance)):
@@ -142,9 +151,29 @@ def _figure(bound: Bound, samples: NDArray[np.void], unanswered: int, unsent: fl
     return latency(timed, bound.figure)
 
 
+def _backlog_grows(windows: Sequence[Window]) -> bool:
+    due = sum(window.due for window in windows)
+    return due - sum(window.ended for window in windows) > max(_BACKLOG * due, 5.0)
+
+
 def _close_together(values: Sequence[float], scale: float, tolerance: float) -> bool:
     mean = sum(values) / len(values)
     return max(abs(value - mean) for value in values) <= tolerance * max(mean, scale)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a rate came to.
+
+    Attributes:
+        verdict: whether it held.
+        windows: the figures of the last three windows, by the text of the bound that each is for; times in seconds.
+        client_limited: whether this client was the limit.
+    """
+
+    verdict: Verdict
+    windows: list[dict[str, float]]
+    client_limited: bool
 
 
 @dataclass
@@ -164,24 +193,27 @@ class Limit:
     client_limited: bool = False
 
 
-def search(settings: FindMax, start: float, probe: Callable[[float], tuple[Verdict, bool] | None]) -> Limit:
+def search(settings: FindMax, start: float, probe: Callable[[float], Probe | None]) -> Limit:
     """Searches for the limit.
 
     Args:
         settings: what is to be kept, and how exactly to know.
         start: the rate to begin with.
-        probe: runs a rate, and returns its verdict and whether the client was the limit; None ends the search.
+        probe: runs a rate, and returns what it found; None ends the search.
     """
-    limit, rate = Limit(), min(start, settings.most)
+    limit, rate, again = Limit(), min(start, settings.most), False
     while rate >= _LOWEST_RATE:
         if (outcome := probe(rate)) is None:
             return limit
-        verdict, client_limited = outcome
-        limit.tried.append({"rate": rate, "verdict": verdict, "client_limited": client_limited})
-        if verdict == "holds":
+        limit.tried.append({"rate": rate, **asdict(outcome)})
+        if outcome.verdict == "unstable" and not again:
+            again = True
+            continue
+        again = False
+        if outcome.verdict == "holds":
             limit.rate = rate if limit.rate is None else max(rate, limit.rate)
         else:
-            limit.broken, limit.client_limited = rate, client_limited
+            limit.broken, limit.client_limited = rate, outcome.client_limited
         if limit.rate is None:
             rate /= 2
         elif limit.broken is None:

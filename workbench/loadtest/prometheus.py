@@ -113,7 +113,8 @@ class Reading:
             for entry in reply["data"]["result"]:
                 labels = dict(entry["metric"])
                 name = labels.pop("__name__")
-                series[name, tuple(sorted(labels.items()))] = [(float(t), float(v)) for t, v in entry["values"]]
+                if name.startswith(_PREFIXES):
+                    series[name, tuple(sorted(labels.items()))] = [(float(t), float(v)) for t, v in entry["values"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._problems[url] = f"not the API of a Prometheus: {error}"
         return series

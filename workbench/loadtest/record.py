@@ -181,7 +181,7 @@ class Record:
             self._lag.record(np.maximum(batch.lags, 0.0))
             self._cpu[batch.process].append((batch.time, batch.cpu))
         if 0 <= (second := int(batch.time - self.begin)) < len(self.series):
-            self.series[second].in_flight = sum(self._in_flight)
+            self.series[second].in_flight = max(self.series[second].in_flight, sum(self._in_flight))
         if len(batch.samples):
             self._add_samples(batch.samples)
 

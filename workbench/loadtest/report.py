@@ -17,13 +17,14 @@ from workbench.loadtest import prometheus, summary
 from workbench.loadtest.histogram import VALUES, Histogram
 
 _MOST_LINES = 6
-_MOST_LEVELS = 12
+_WIDE = 15.6
 _OTHER = "#8a8f99"
 _STYLE = """
 h2 { margin: 2.4rem 0 .8rem; font-size: 1.15rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 1rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 1rem 1.1rem; overflow-x: auto; }
+.wide { grid-column: 1 / -1; }
 .card p { margin: .5rem 0 0; color: var(--soft); font-size: .85rem; max-width: 44rem; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: 500; text-align: right; white-space: nowrap; }
@@ -181,14 +182,18 @@ def _throughput(result: dict[str, Any]) -> str:
 
 def _spectrum(result: dict[str, Any], chosen: dict[str, Any]) -> str:
     closed = chosen["load"]["kind"] == "closed"
-    lines: list[tuple[str, Histogram, str]] = []
-    named = list(chosen["operations"].items())[:_MOST_LINES]
-    for name, timed in named:
-        lines.append((name, Histogram.decode(timed["histogram"]), "-"))
+    lines: list[tuple[str, Histogram, str, str]] = []
+    for color, (name, timed) in zip(COLORS, list(chosen["operations"].items())[:_MOST_LINES], strict=False):
+        service = Histogram.decode(timed["service_histogram"])
+        if closed:
+            lines.append((name, service, "-", color))
+        else:
+            lines.append((name, Histogram.decode(timed["histogram"]), "-", color))
+            lines.append((f"{name}, service time", service, ":", color))
     with chart(f"Percentiles of the {'service' if closed else 'response'} time, {summary.title(chosen)}") as drawn:
         axes = drawn.axes
         greatest = 2.0
-        for (name, histogram, style), color in zip(lines, COLORS, strict=False):
+        for name, histogram, style, color in lines:
             total = len(histogram)
             if not total:
                 continue
@@ -198,9 +203,6 @@ def _spectrum(result: dict[str, Any], chosen: dict[str, Any]) -> str:
             above = np.maximum(1 - below, 0.5 / total)
             axes.plot(1 / above, VALUES[used] * 1e3, linestyle=style, color=color, label=name)
             greatest = max(greatest, 2.0 * total)
-            service = _service_points(chosen["operations"][name])
-            if not closed and service:
-                axes.plot(*zip(*service, strict=True), linestyle=":", color=color, label=f"{name}, service time")
         axes.set_xscale("log")
         _log_ms(axes)
         shares = [2.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6]
@@ -212,14 +214,6 @@ def _spectrum(result: dict[str, Any], chosen: dict[str, Any]) -> str:
         axes.set_ylabel("ms")
         axes.legend(fontsize=9)
     return _card(drawn.svg, "" if closed else "Where response and service time part, calls waited to be sent.")
-
-
-def _service_points(timed: dict[str, Any]) -> list[tuple[float, float]]:
-    found = []
-    for name, value in timed["service_ms"].items():
-        if name.startswith("p") and value is not None:
-            found.append((1 / (1 - float(name[1:]) / 100), value))
-    return found
 
 
 def _over_time(level: dict[str, Any]) -> list[str]:
@@ -246,10 +240,10 @@ def _over_time(level: dict[str, Any]) -> list[str]:
         latency.axes.set_ylabel("ms")
         _log_ms(latency.axes)
         _time_axis(latency.axes, level)
-    with chart("Calls in flight", height=2.2) as flight:
+    with chart("Calls in flight", width=_WIDE, height=2.0) as flight:
         flight.axes.step(seconds, series["in_flight"], where="mid", color=COLORS[4])
         _time_axis(flight.axes, level, bottom=0)
-    return [_card(rate.svg), _card(latency.svg), _card(flight.svg)]
+    return [_card(rate.svg), _card(latency.svg), _card(flight.svg, wide=True)]
 
 
 def _time_axis(axes: Any, level: dict[str, Any], bottom: float | None = None) -> None:
@@ -266,7 +260,7 @@ def _stages(level: dict[str, Any]) -> str:
     if not bars:
         return ""
     stages = list(dict.fromkeys(stage for parts in bars.values() for stage in parts))
-    with chart("Where the time went, mean", height=1.3 + 0.5 * len(bars)) as drawn:
+    with chart("Where the time went, mean", width=_WIDE, height=1.4 + 0.4 * len(bars)) as drawn:
         axes = drawn.axes
         left = np.zeros(len(bars))
         colors = iter(COLORS)
@@ -278,10 +272,9 @@ def _stages(level: dict[str, Any]) -> str:
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("ms")
-        axes.legend(ncols=3, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.1 if len(bars) < 3 else 1.04))
-        axes.set_title(drawn.axes.get_title(loc="left"), pad=46)
+        axes.legend(ncols=len(stages), fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     note = "As the server tells it, of the calls that asked; the rest of the time is the network and this client."
-    return _card(drawn.svg, note)
+    return _card(drawn.svg, note, wide=True)
 
 
 def _parts(stages: dict[str, dict[str, float | None]]) -> dict[str, float]:
@@ -311,19 +304,21 @@ def _log_ms(axes: Any) -> None:
 
 
 def _levels(result: dict[str, Any]) -> str:
+    head = ["load", "verdict", "planned", "sent", "unsent", "ok", "errors", "cut off", "replies/s"]
+    head += ["p50", "p90", "p99", "p99.9", "max ms", "late p99", "CPU", "recall"]
     verdicts = {tried["rate"]: tried["verdict"] for tried in (result["limit"] or {"tried": []})["tried"]}
-    head = ["load", "planned", "sent", "unsent", "ok", "errors", "cut off", "replies/s"]
-    head += ["p50", "p90", "p99", "p99.9", "max ms", "sent late p99 ms", "client CPU", "recall", ""]
+    skipped = {
+        head.index(name) for name, there in (("verdict", verdicts), ("recall", _any_recall(result))) if not there
+    }
     rows = []
     for level in result["levels"]:
         counts, use = level["counts"], level["client"]
         key = "response_ms" if level["load"]["kind"] == "open" else "service_ms"
         errors = ", ".join(f"{number:,} {code}" for code, number in counts["errors"].items()) or "0"
-        remark = verdicts.get(level["load"].get("rate"), "")
-        remark += " client was the limit" if use["limit"] else ""
         rows.append(
             [
                 summary.title(level),
+                verdicts.get(level["load"].get("rate"), ""),
                 *(f"{counts[name]:,}" for name in ("planned", "sent", "unsent", "ok")),
                 errors,
                 f"{counts['cut_off']:,}",
@@ -332,10 +327,16 @@ def _levels(result: dict[str, Any]) -> str:
                 summary.ms(use["late_ms"]["p99"]),
                 " ".join(f"{cores:.0%}" for cores in use["cpu"]),
                 f"{level['recall']['mean']:.4f}" if level["recall"] else "",
-                remark.strip(),
             ]
         )
-    return _table(head, rows, "planned = sent + unsent; sent = ok + errors + cut off")
+    shown = [[cell for column, cell in enumerate(row) if column not in skipped] for row in (head, *rows)]
+    note = "planned = sent + unsent; sent = ok + errors + cut off. Late: p99 in ms of how late calls were sent. "
+    note += "CPU: of this client's processes, in shares of a core."
+    return _table(shown[0], shown[1:], note)
+
+
+def _any_recall(result: dict[str, Any]) -> bool:
+    return any(level["recall"] for level in result["levels"])
 
 
 def _operations(level: dict[str, Any]) -> str:
@@ -365,7 +366,7 @@ def _servers(level: dict[str, Any]) -> str:
     rows += [
         [prometheus.label(entry), "", f"{entry['mean']:,.4g}", "", "", f"{entry['max']:,.4g}", ""]
         for entry in servers["gauges"]
-        if entry["max"]
+        if entry["max"] != entry["mean"]  # what never changed tells nothing
     ]
     note = "Over the same time. Percentiles of histograms are interpolated within a bucket, so they are coarse."
     note += "".join(f" {problem}." for problem in servers["problems"])
@@ -424,8 +425,10 @@ def _table(
     return _card(f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>", note)
 
 
-def _card(content: str, note: str = "") -> str:
-    return f'<div class="card">{content}{f"<p>{escape(note)}</p>" if note else ""}</div>'
+def _card(content: str, note: str = "", *, wide: bool = False) -> str:
+    kind = "card wide" if wide else "card"
+    below = f"<p>{escape(note)}</p>" if note else ""
+    return f'<div class="{kind}">{content}{below}</div>'
 
 
 def _section(title: str, cards: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from workbench.loadtest.record import Counts, Record, Timed, milliseconds
 from workbench.loadtest.schedule import describe
 
 SCHEMA = 1
+_LAST = ("total", "network and client")
 _PACKAGES = ("lookalike", "grpcio", "protobuf", "numpy")
 
 
@@ -93,8 +94,12 @@ def of_timed(timed: Timed) -> dict[str, Any]:
     return {
         "response_ms": milliseconds(timed.response),
         "service_ms": milliseconds(timed.service),
-        "stages_ms": {name: milliseconds(histogram) for name, histogram in timed.stages.items()},
+        "stages_ms": {
+            name: milliseconds(timed.stages[name])
+            for name in sorted(timed.stages, key=lambda name: name in _LAST and 1 + _LAST.index(name))
+        },
         "histogram": timed.response.encode(),
+        "service_histogram": timed.service.encode(),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from workbench.loadtest import bottleneck, compare, gates, limit, prometheus, recall, result, summary
 from workbench.loadtest.connection import Connection
 from workbench.loadtest.fleet import Fleet, Interrupt, interrupt
-from workbench.loadtest.limit import Judge, Limit, Verdict
+from workbench.loadtest.limit import Judge, Limit, Probe, Verdict
 from workbench.loadtest.live import View
 from workbench.loadtest.load import Batch, ClosedLoop, Job, Load, OpenLoop
 from workbench.loadtest.operations import Workload
@@ -105,7 +105,7 @@ class LoadTest:
         if record.recall and not self._asked.requested:
             self._view.say(f"  comparing {len(record.recall)} replies with the exact answer")
             level.recall = recall.compare(self._connection, workload, record.recall, settings.timeout)
-        self._verdict = verdict
+        self._verdict, self._figures = verdict, judging.last_figures() if judging else []
         return level
 
     def _search(self, find: FindMax) -> None:
@@ -116,7 +116,7 @@ class LoadTest:
             level = self._level(load, f"finding a rate to begin with, {_FIRST_CALLERS} callers")
             start = limit.first_rate(level.record.goodput)
 
-        def probe(rate: float) -> tuple[Verdict, bool] | None:
+        def probe(rate: float) -> Probe | None:
             if self._asked.requested or self._gave_up:
                 return None
             schedule = steady(rate, find.window * find.most_windows, find.arrivals, self._settings.seed)
@@ -136,7 +136,7 @@ class LoadTest:
             self._view.say(
                 f"  {rate:,.1f} calls/s: {verdict}, p99 {level.record.all.response.percentile(99) * 1e3:.1f} ms"
             )
-            return verdict, bool(level.limits)
+            return Probe(verdict, self._figures, bool(level.limits))
 
         self._limit = limit.search(find, start, probe)
 

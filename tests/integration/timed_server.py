@@ -21,7 +21,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-_EMBED = "/lookalike.embedder.v1.EmbedderService/Embed"
+_SERVICE = "/lookalike.embedder.v1.EmbedderService"
 
 
 class Timed:
@@ -38,8 +38,13 @@ class Timed:
         self._first: float | None = None
         self._free = 0.0
 
+    async def model(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        await self._require_token(context)
+        return b""
+
     async def embed(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         args, arrived = self._args, time.monotonic()
+        await self._require_token(context)
         if args.capacity:
             self._free = max(self._free, arrived) + 1 / args.capacity
             if self._free - arrived > args.queue_ms / 1e3:
@@ -58,17 +63,29 @@ class Timed:
             self.calls.append((arrived, time.monotonic()))
         return b""
 
+    async def _require_token(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        wanted = ("authorization", f"Bearer {self._args.token}")
+        if self._args.token and wanted not in (context.invocation_metadata() or ()):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token, or another one")
+
 
 async def _serve(args: argparse.Namespace) -> Timed:
     timed = Timed(args)
 
     class Handler(grpc.GenericRpcHandler):
         def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
-            return grpc.unary_unary_rpc_method_handler(timed.embed) if details.method == _EMBED else None
+            behaviour = {f"{_SERVICE}/Embed": timed.embed, f"{_SERVICE}/GetModel": timed.model}.get(details.method)
+            return grpc.unary_unary_rpc_method_handler(behaviour) if behaviour else None
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((Handler(),))
-    port = server.add_insecure_port(args.address)
+    if args.cert:
+        with open(args.cert, "rb") as cert, open(args.key, "rb") as key:  # noqa: ASYNC230 - before it serves
+            chain = cert.read()
+            credentials = grpc.ssl_server_credentials([(key.read(), chain)], chain, require_client_auth=True)
+        port = server.add_secure_port(args.address, credentials)
+    else:
+        port = server.add_insecure_port(args.address)
     await server.start()
     print(f"127.0.0.1:{port}", flush=True)
     told = asyncio.Event()
@@ -86,6 +103,9 @@ if __name__ == "__main__":
     parser.add_argument("--queue-ms", type=float, default=50.0)
     parser.add_argument("--stall-at", type=float, default=0.0)
     parser.add_argument("--stall", type=float, default=0.0)
+    parser.add_argument("--token", default="")
+    parser.add_argument("--cert", help="PEM file; clients must have one that it signs")
+    parser.add_argument("--key", help="its private key")
     parser.add_argument("--log")
     flags = parser.parse_args()
     served = asyncio.run(_serve(flags))
