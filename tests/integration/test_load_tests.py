@@ -102,6 +102,8 @@ def test_the_limit_of_a_server_of_known_capacity_is_found(tmp_path: Path) -> Non
     with _server(tmp_path, "--capacity", str(capacity), "--queue-ms", "150") as server:
         done, result = _run(server, tmp_path, *objective, "--start-rate", "100", "--window", "1s", "--warm-up", "0.3s")
     assert done.returncode == 0, done.stderr
+    if result["limit"]["client_limited"]:
+        pytest.skip(f"this machine is too busy for a test of time, and the command said so: {result['warnings'][:1]}")
     assert result["limit"]["rate"] == pytest.approx(capacity, rel=0.05), result["limit"]
     assert result["limit"]["broken"] > capacity
     for level in result["levels"]:

@@ -4,7 +4,8 @@ A rate is judged by windows of equal length. It holds when three in a row keep t
 throughput within 10 % of its mean, their latencies within 10 % of theirs or of the objective, and no growing backlog.
 It fails when three in a row break the objective. (The rule of three stable windows is perf_analyzer's.) If neither
 happens in time, as on a noisy machine, it holds if four of five windows kept the objective without a growing backlog;
-otherwise it is unstable, and counts as too much if it is so twice. The rates tried double, then close in on the limit.
+otherwise it is unstable. A rate that is unstable, or fails when this client was the limit, is tried up to twice more
+before it counts as too much. The rates tried double, then close in on the limit.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _WINDOWS = 3
 _STABLE = 0.1
 _BACKLOG = 0.02
 _ENOUGH = 0.8
+_CHANCES = 2
 _LOWEST_RATE = 0.1
 _CLOSED_LOOP_SHARE = 0.5
 
@@ -201,15 +203,16 @@ def search(settings: FindMax, start: float, probe: Callable[[float], Probe | Non
         start: the rate to begin with.
         probe: runs a rate, and returns what it found; None ends the search.
     """
-    limit, rate, again = Limit(), min(start, settings.most), False
+    limit, rate, again = Limit(), min(start, settings.most), 0
     while rate >= _LOWEST_RATE:
         if (outcome := probe(rate)) is None:
             return limit
         limit.tried.append({"rate": rate, **asdict(outcome)})
-        if outcome.verdict == "unstable" and not again:
-            again = True
+        doubtful = outcome.verdict == "unstable" or (outcome.verdict == "fails" and outcome.client_limited)
+        if doubtful and again < _CHANCES:
+            again += 1
             continue
-        again = False
+        again = 0
         if outcome.verdict == "holds":
             limit.rate = rate if limit.rate is None else max(rate, limit.rate)
         else:

@@ -23,7 +23,7 @@ from prometheus_client import Histogram as PrometheusHistogram
 
 from workbench.loadtest import compare, gates, limit, prometheus, result
 from workbench.loadtest.histogram import Histogram
-from workbench.loadtest.limit import Judge, Probe
+from workbench.loadtest.limit import Judge, Probe, Verdict
 from workbench.loadtest.load import SAMPLE, Batch, Job, OpenLoop
 from workbench.loadtest.operations import CODES, CUT_OFF
 from workbench.loadtest.record import Record
@@ -127,20 +127,23 @@ def test_an_objective_is_the_most_that_is_allowed() -> None:
 _FIND = FindMax(gates.parse_objective("p99=100ms,errors=1%"), None, 1e4, 1.0, 10, 0.02, "constant")
 
 
-def _judged(
-    latency: Callable[[float], float], code: Callable[[float], int] = lambda due: 0
-) -> tuple[str | None, Judge]:
+def _judged(latency: Callable[[float], float], code: Callable[[float], int] = lambda due: 0) -> tuple[Verdict, Judge]:
     """Judges a rate of 100/s, of which a call that is due at a time has a latency and a code."""
-    load, begin = OpenLoop(steady(100, 10, "constant", 1)), 50.0
+    return _judge(100, [(due, due + latency(due), code(due)) for due in np.arange(0, 10, 0.01).tolist()])
+
+
+def _judge(rate: float, calls: list[tuple[float, float, int]]) -> tuple[Verdict, Judge]:
+    """Judges a rate by calls: when each was due and ended, in seconds from the begin, and its code."""
+    load, begin = OpenLoop(steady(rate, 10, "constant", 1)), 50.0
     judge = Judge(_FIND, load, begin, ["embed"])
-    due = np.concatenate(list(load.schedule.times()))
-    calls = [(begin + t, begin + t, begin + t + latency(t), 0, code(t), True) for t in due.tolist()]
-    verdict = None
-    for now in np.arange(begin + 0.25, begin + 12, 0.25).tolist():
-        ended = [call for call in calls if now - 0.25 < call[2] <= now]
-        judge.add(_batch(ended, time=now))
+    verdict: Verdict | None = None
+    for now in np.arange(begin + 0.25, begin + 13, 0.25).tolist():
+        ended = [call for call in calls if now - 0.25 < begin + call[1] <= now]
+        samples = [(begin + due, begin + due, begin + end, 0, code, True) for due, end, code in ended]
+        judge.add(_batch(samples, time=now))
         if verdict := judge.verdict(now):
             break
+    assert verdict is not None
     return verdict, judge
 
 
@@ -179,10 +182,28 @@ def test_the_search_closes_in_on_the_limit(capacity: float) -> None:
     assert len(found.tried) < 20
 
 
-def test_one_unstable_run_is_given_a_second_chance() -> None:
-    verdicts = iter(["unstable", "holds"])
-    found = limit.search(_FIND, 1e4, lambda rate: Probe(next(verdicts), [], False))  # type: ignore[arg-type]
-    assert found.rate == 1e4
+@pytest.mark.parametrize("first", [Probe("unstable", [], False), Probe("fails", [], True)])
+def test_a_doubtful_run_is_given_another_chance(first: Probe) -> None:
+    outcomes = iter([first, Probe("holds", [], False)])
+    assert limit.search(_FIND, 1e4, lambda rate: next(outcomes)).rate == 1e4
+
+
+@pytest.mark.parametrize("queue_seconds", [0.05, 0.3])
+def test_the_capacity_of_a_single_queue_is_found_within_three_percent(queue_seconds: float) -> None:
+    capacity = 333.0
+
+    def probe(rate: float) -> Probe:
+        free, calls = 0.0, []
+        for due in np.arange(0, 10, 1 / rate).tolist():
+            done = max(free, due) + 1 / capacity
+            refused = done - due > queue_seconds
+            free = free if refused else done
+            calls.append((due, due if refused else done, 8 if refused else 0))
+        verdict, judge = _judge(rate, calls)
+        return Probe(verdict, judge.last_figures(), False)
+
+    found = limit.search(_FIND, 40.0, probe)
+    assert found.rate == pytest.approx(capacity, rel=0.03), found.tried
 
 
 def test_the_knee_is_where_power_is_greatest() -> None:
