@@ -175,7 +175,7 @@ def _throughput(result: dict[str, Any]) -> str:
         axes.set_ylabel("ms")
         _log_ms(axes)
         axes.set_xlim(left=0)
-        axes.legend(ncols=5, loc="upper left", bbox_to_anchor=(0, 1.02), fontsize=9)
+        axes.legend(ncols=5, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9)
     note = "The knee is where throughput by mean response time is greatest: beyond it, load buys less than it costs."
     return _card(drawn.svg, note if result["knee"] is not None else "")
 
@@ -260,7 +260,8 @@ def _stages(level: dict[str, Any]) -> str:
     if not bars:
         return ""
     stages = list(dict.fromkeys(stage for parts in bars.values() for stage in parts))
-    with chart("Where the time went, mean", width=_WIDE, height=1.4 + 0.4 * len(bars)) as drawn:
+    stages.sort(key=("elsewhere in the server", "network and client").__contains__)
+    with chart("Where the time went, mean, ms", width=_WIDE, height=1.6 + 0.4 * len(bars)) as drawn:
         axes = drawn.axes
         left = np.zeros(len(bars))
         colors = iter(COLORS)
@@ -271,8 +272,7 @@ def _stages(level: dict[str, Any]) -> str:
             left += values
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("ms")
-        axes.legend(ncols=len(stages), fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+        axes.legend(ncols=9, fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.35), borderaxespad=0)
     note = "As the server tells it, of the calls that asked; the rest of the time is the network and this client."
     return _card(drawn.svg, note, wide=True)
 
