@@ -20,8 +20,8 @@ ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest soak test milvus fuzz \
-	faults lint format protos docs constraints clean
+.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest bench-loadtest soak \
+	test milvus fuzz faults lint format protos docs constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench-search: $(BENCH_STAMP) $(MILVUS_STAMPS)  ## Measure the search beside pymi
 
 bench-ingest: $(BENCH_STAMP)  ## Measure an ingest beside the embedder alone: what it leaves of its speed. IMAGES=DIR.
 	$(BIN)/python -m benchmarks.ingest $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
+
+bench-loadtest: $(BENCH_STAMP)  ## Measure what the load-test client itself adds, at 1,500 calls/s of 15 KB.
+	$(BIN)/python -m benchmarks.loadtest $(ARGS)
 
 soak: $(BENCH_STAMP)  ## Ten minutes of mixed load on the embedder, in which it must not grow. IMAGES=DIR.
 	$(BIN)/python -m benchmarks.soak $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)

@@ -21,6 +21,7 @@ _COMMANDS = (
     "reindex",
     "evaluate",
     "recall",
+    "loadtest",
     "bundle",
     "caltech101",
 )
