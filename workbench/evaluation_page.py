@@ -433,8 +433,8 @@ def _distances(done: Evaluation) -> str:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _section(
         "How far the neighbours are",
-        f"Median distance {median:.3f}, maximum {most:.3f}, of {distances.size:,} neighbours. Vectors have length 1, so "
-        "a distance is at most 2; that of two images that have nothing in common is about 1.41.",
+        f"Median distance {median:.3f}, maximum {most:.3f}, of {distances.size:,} neighbours. Vectors have length 1, "
+        "so a distance is at most 2; that of two images that have nothing in common is about 1.41.",
         drawn.svg,
     )
 

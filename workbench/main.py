@@ -18,6 +18,7 @@ _COMMANDS = (
     "collections",
     "reindex",
     "evaluate",
+    "compare_backbones",
     "recall",
     "bundle",
     "caltech101",
