@@ -7,8 +7,9 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from workbench import lesson, page, tsne
@@ -34,6 +35,7 @@ section > p { margin: 0 0 1rem; color: var(--soft); max-width: 56rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem;
   align-items: start; }
 .wide { overflow-x: auto; }
+.wide > svg { min-width: 38rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .87rem; }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; line-height: 1.25; }
 th, td { padding: .32rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
@@ -131,11 +133,16 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, text: frozen
         f'<th class="text">{cell}</th>' if at in text else f"<th>{cell}</th>" for at, cell in enumerate(header)
     )
     body = "\n".join(f"<tr>{''.join(_cell(at, cell, text) for at, cell in enumerate(row))}</tr>" for row in rows)
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    return _wide(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>")
 
 
 def _cell(at: int, cell: str, text: frozenset[int]) -> str:
     return f'<td class="text">{cell}</td>' if at in text else f"<td>{cell}</td>"
+
+
+def _wide(content: str) -> str:
+    """What keeps its width on a narrow page, and is scrolled there."""
+    return f'<div class="wide">{content}</div>'
 
 
 def _percent(share: float | None) -> str:
@@ -274,7 +281,7 @@ def _indexes(indexes: Sequence[Measured]) -> str:
     )
     head = "".join(f'<th class="text">{cell}</th>' if cell == "settings" else f"<th>{cell}</th>" for cell in header)
     body = "\n".join(rows)
-    table = f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    table = _wide(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>")
     return _section(
         "Ways to search",
         "All on the same vectors in one run. Microseconds are those of one query on one thread, seen by the caller, "
@@ -283,7 +290,7 @@ def _indexes(indexes: Sequence[Measured]) -> str:
         "may use all cores, with the ids, attributes and sources of the hits. Many queries at once use as many threads "
         "as are stated (Annoy has no such call). Recall is against the exact neighbours by the same vectors. MB are "
         "those of the index when it is stored; of Lookalike an estimate of the memory for vectors and index.",
-        _latency_chart(indexes),
+        _wide(_latency_chart(indexes)),
         table,
     )
 
@@ -293,7 +300,7 @@ def _us(value: float | None) -> str:
 
 
 def _latency_chart(indexes: Sequence[Measured]) -> str:
-    markers = "osD^vP*Xh"
+    markers, colors = "osD^vP*Xh", (*COLORS, "#7a5cc9")
     with chart(f"Recall@{TOP_K} against the time of one query", width=9.6, height=3.8) as drawn:
         axes = drawn.axes
         for at, each in enumerate(indexes):
@@ -305,7 +312,7 @@ def _latency_chart(indexes: Sequence[Measured]) -> str:
                 each.recall,
                 s=75,
                 marker=markers[at],
-                color=COLORS[at % len(COLORS)],
+                color=colors[at],
                 label=name,
                 zorder=3,
             )
@@ -338,7 +345,7 @@ def _map(done: Evaluation, on_progress: Callable[[], None]) -> str:
         f"t-SNE of {len(layout.images):,} of the vectors: images that are near each other in many dimensions are near "
         "each other here. What distance there is between far groups means nothing. Below, each image is moved to the "
         "nearest free place of a grid.",
-        _scatter(done),
+        _wide(_scatter(done)),
         '<label class="zoom"><input type="checkbox"> full size</label>',
         f'<div class="map">{picture}</div>',
     )
@@ -347,12 +354,13 @@ def _map(done: Evaluation, on_progress: Callable[[], None]) -> str:
 def _scatter(done: Evaluation) -> str:
     layout = done.layout
     points, of = layout.points, done.embedded.classes[layout.images]
-    colors = colormaps["hsv"](np.linspace(0, 1, len(done.embedded.names), endpoint=False))
+    hues = np.arange(len(done.embedded.names)) / len(done.embedded.names)
+    colors = hsv_to_rgb(np.column_stack([hues, np.full_like(hues, 0.72), np.full_like(hues, 0.88)]))
     # Neighbours in the alphabet are often neighbours here: their colours are not to be.
     colors = colors[np.argsort(np.arange(len(colors)) * 0.618034 % 1)]
     with chart("By class", width=12, height=8) as drawn:
         axes = drawn.axes
-        axes.scatter(points[:, 0], points[:, 1], s=7, color=colors[of] * [0.9, 0.85, 0.9, 1], linewidths=0)
+        axes.scatter(points[:, 0], points[:, 1], s=7, color=colors[of], linewidths=0)
         counts = np.bincount(of, minlength=len(colors))
         placed: list[np.ndarray] = []
         extent = np.maximum(np.ptp(points, axis=0), 1e-9)
@@ -399,7 +407,7 @@ def _queries(done: Evaluation, seed: int) -> str:
         "Neighbours of random images",
         f"Each row: an image chosen at random (seed {seed}) and its nearest others, with their Euclidean distances; "
         "framed by whether they have its class.",
-        f'<div class="wide">{"".join(rows)}</div>',
+        _wide("".join(rows)),
     )
 
 
@@ -426,7 +434,7 @@ def _distances(done: Evaluation) -> str:
             color=[COLORS[2], COLORS[1]],
             label=["same class", "another class"],
         )
-        axes.axvline(median, color=COLORS[0], linestyle="--", linewidth=1.4, label=f"median {median:.3f}")
+        axes.axvline(median, color=rcParams["text.color"], linestyle="--", linewidth=1.4, label=f"median {median:.3f}")
         axes.axvline(most, color=COLORS[6], linestyle="--", linewidth=1.4, label=f"maximum {most:.3f}")
         axes.set_xlabel("Euclidean distance")
         axes.set_ylabel("neighbours")
@@ -435,7 +443,7 @@ def _distances(done: Evaluation) -> str:
         "How far the neighbours are",
         f"Median distance {median:.3f}, maximum {most:.3f}, of {distances.size:,} neighbours. Vectors have length 1, "
         "so a distance is at most 2; that of two images that have nothing in common is about 1.41.",
-        drawn.svg,
+        _wide(drawn.svg),
     )
 
 
