@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RUN_STAMP := $(VENV)/run.stamp
 DEV_STAMP := $(VENV)/dev.stamp
+EVALUATE_STAMP := $(VENV)/evaluate.stamp
 BENCH_STAMP := $(VENV)/bench.stamp
 # A Milvus server for the tests, apart from what we install and pin for ourselves. Its package is there for Linux on
 # x86-64; elsewhere the tests on it are skipped.
@@ -35,7 +36,7 @@ serve: $(RUN_STAMP)  ## Start both services on loopback and stay, until Ctrl-C.
 caltech101: $(RUN_STAMP)  ## Download Caltech-101 (137 MB) to var/caltech101.
 	$(LOOKALIKE) caltech101
 
-evaluate: $(RUN_STAMP)  ## Measure the search accuracy on IMAGES=DIR, a folder per class, through the real services.
+evaluate: $(EVALUATE_STAMP)  ## Measure a model and ways to search on IMAGES=DIR, a folder per class; writes a report.
 	$(LOOKALIKE) evaluate --images "$(or $(IMAGES),var/caltech101/101_ObjectCategories)" --exclude BACKGROUND_Google $(ARGS)
 
 bench-embedder: $(BENCH_STAMP)  ## Measure the embedder beside its bare model and other servers of it. IMAGES=DIR.
@@ -108,6 +109,11 @@ $(RUN_STAMP): $(BIN)/python pyproject.toml constraints.txt
 $(DEV_STAMP): $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing Lookalike and its development tools into $(VENV) (a few minutes the first time)"
 	$(PIP) --editable '.[dev]'
+	@touch $@ $(RUN_STAMP)
+
+$(EVALUATE_STAMP): $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing Lookalike and what it is compared with into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[evaluate]'
 	@touch $@ $(RUN_STAMP)
 
 $(BENCH_STAMP): $(BIN)/python pyproject.toml constraints.txt

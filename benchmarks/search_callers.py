@@ -10,24 +10,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, Literal
 
-import numpy as np
 import psutil
 from pymilvus import MilvusClient
 
 from benchmarks import threads
 from benchmarks.threads import Slice
-from benchmarks.vectors import BUCKETS, Data, Vectors, best
+from benchmarks.vectors import BUCKETS, Data
 from lookalike import Client, Embedding
 from search_service.milvus_schema import METRIC
 from search_service.records import IndexSpec
+from workbench import peers
+from workbench.peers import Index, Vectors
 
 TOP_K = 10
 COLLECTION = "benchmark"
 FINGERPRINT = "benchmark"
-TREES = 40
 # What a search brings of each row, here as in the service by default.
 _FIELDS = ["id", "attributes", "source", "content_sha256", "model_fp", "updated_ms"]
 _SECONDS = 60.0  # of one call
@@ -89,7 +88,7 @@ def data(shape: Shape) -> Data:
 
 def has(kind: str) -> bool:
     """Whether what an index in this process needs is installed."""
-    return find_spec(kind) is not None
+    return peers.installed(kind)
 
 
 _local: dict[str, Find] = {}
@@ -100,7 +99,9 @@ def build(kind: Literal["numpy", "faiss", "annoy"], shape: Shape, ef: int) -> Bu
     given = data(shape)
     process = psutil.Process()
     before, started = process.memory_info().rss, time.monotonic()
-    _local[kind] = {"numpy": _numpy, "faiss": _faiss, "annoy": _annoy}[kind](given, ef)
+    index = _index(kind, given.rows, ef)
+    queries = index.prepare(given.queries)
+    _local[kind] = lambda number: index.one(queries[number], TOP_K)
     return Built(time.monotonic() - started, process.memory_info().rss - before)
 
 
@@ -171,27 +172,12 @@ def _by_pymilvus(client: Any, target: Target, queries: Vectors) -> Find:
     return find
 
 
-def _numpy(given: Data, ef: int) -> Find:
-    rows = np.ascontiguousarray(given.rows.T)
-    return lambda number: best(given.queries[number : number + 1] @ rows, TOP_K)[0].tolist()
-
-
-def _faiss(given: Data, ef: int) -> Find:
-    import faiss
-
-    spec = IndexSpec()
-    index = faiss.IndexHNSWFlat(given.rows.shape[1], spec.m, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = spec.ef_construction
-    index.hnsw.efSearch = ef
-    index.add(given.rows)
-    return lambda number: index.search(given.queries[number : number + 1], TOP_K)[1][0].tolist()
-
-
-def _annoy(given: Data, ef: int) -> Find:
-    from annoy import AnnoyIndex
-
-    index = AnnoyIndex(given.rows.shape[1], "angular")
-    for number, row in enumerate(given.rows):
-        index.add_item(number, row)
-    index.build(TREES)
-    return lambda number: list(index.get_nns_by_vector(given.queries[number], TOP_K))
+def _index(kind: Literal["numpy", "faiss", "annoy"], rows: Vectors, ef: int) -> Index:
+    match kind:
+        case "numpy":
+            return peers.BruteForce(rows)
+        case "annoy":
+            return peers.Annoy(rows)
+        case "faiss":
+            spec = IndexSpec()
+            return peers.FaissHnsw(rows, spec.m, spec.ef_construction, ef)

@@ -12,10 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
-Ids = NDArray[np.int64]
+from workbench.peers import Ids, Vectors, best
 
 BUCKETS = 100
 _KINDS = 1_000
@@ -55,14 +53,6 @@ class Data:
         rows = self.rows[kept].T
         blocks = (self.queries[start : start + _BLOCK] @ rows for start in range(0, len(self.queries), _BLOCK))
         return np.concatenate([kept[best(similarities, top_k)] for similarities in blocks])
-
-
-def best(similarities: Vectors, top_k: int) -> Ids:
-    """Returns the columns with the largest values of each row, int64 [Q, top_k or all], the largest first."""
-    top_k = min(top_k, similarities.shape[1])
-    taken = np.argpartition(-similarities, top_k - 1, axis=1)[:, :top_k]
-    order = np.argsort(-np.take_along_axis(similarities, taken, axis=1), axis=1)
-    return np.take_along_axis(taken, order, axis=1)
 
 
 def recall(found: list[list[int]], nearest: Ids) -> float:

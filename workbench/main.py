@@ -20,6 +20,7 @@ _COMMANDS = (
     "collections",
     "reindex",
     "evaluate",
+    "compare_backbones",
     "recall",
     "loadtest",
     "bundle",

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from lookalike import Hit
 from workbench import page
-
-_THUMBNAIL_PIXELS = 160
+from workbench.pictures import thumbnail
 
 _STYLE = """
 section { display: grid; grid-template-columns: 11.5rem 1fr; gap: 1.5rem; margin-bottom: 1.25rem; padding: 1.25rem;
@@ -84,7 +79,7 @@ def render(*, title: str, lead: str, facts: Mapping[str, str], results: Sequence
 def _section(result: QueryResult) -> str:
     hits = "\n".join(_figure(rank, hit, result) for rank, hit in enumerate(result.hits, 1))
     return (
-        f'<section>\n<div class="query"><p>query</p><div class="frame">{_picture(result.image, result.name)}</div>'
+        f'<section>\n<div class="query"><p>query</p><div class="frame">{thumbnail(result.image, result.name)}</div>'
         f"<h2>{escape(result.name)}</h2></div>\n"
         f'<div class="hits">\n{hits or "<p>nothing found</p>"}\n</div>\n</section>'
     )
@@ -97,23 +92,8 @@ def _figure(rank: int, hit: Hit, result: QueryResult) -> str:
         mark = f'<span class="mark">{word}</span>'
     name = escape(hit.id).replace("/", "/<wbr>")  # long ids are paths: better broken there than anywhere
     return (
-        f'<figure class="{kind}"><div class="frame">{_picture(Path(hit.record.source), hit.id)}</div>'
+        f'<figure class="{kind}"><div class="frame">{thumbnail(Path(hit.record.source), hit.id)}</div>'
         f'<figcaption><span class="id">{rank}.&nbsp;{name}</span>'
         f'<span class="numbers">similarity {hit.similarity:.4f}<br>distance {hit.distance:.4f}</span>{mark}'
         "</figcaption></figure>"
     )
-
-
-def _picture(path: Path, description: str) -> str:
-    """Returns the image as an element that carries its own data, or says that the file cannot be shown."""
-    try:
-        with Image.open(path) as opened:
-            opened.draft("RGB", (_THUMBNAIL_PIXELS * 2, _THUMBNAIL_PIXELS * 2))
-            image = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return "<p>no picture here</p>"
-    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=82)
-    encoded = base64.b64encode(data.getvalue()).decode("ascii")
-    return f'<img src="data:image/jpeg;base64,{encoded}" alt="{escape(description)}" loading="lazy">'

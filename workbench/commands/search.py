@@ -18,7 +18,8 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "search",
         help="find the stored images most similar to an image",
-        description="Finds the stored images most similar to each of the given image files.",
+        description="Finds the stored images most similar to each of the given image files. In a terminal that can "
+        "show pictures, it shows them.",
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image file to search by")
     parser.add_argument("--collection", required=True, metavar="NAME", help="collection to search")
@@ -33,6 +34,10 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--exact", action="store_true", help="compare with every row instead of using the index")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image instead of tables")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures of all hits")
+    parser.add_argument(
+        "--open", action="store_true", help="show that page in the browser; without --html, one in the temporary folder"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="no pictures in the terminal")
     add_target(parser)
     parser.set_defaults(run=run)
 
@@ -50,10 +55,47 @@ def run(args: argparse.Namespace) -> int:
         for path in args.images:
             result = client.search(args.collection, image=path.read_bytes(), **options)
             results.append((path, result))
-            print(_as_json(path, result) if args.json else f"{path}\n{hits_table(result.hits, indent='  ')}")
-    if args.html:
-        _write_html(args, options, results)
+            if args.json:
+                print(_as_json(path, result))
+            else:
+                print(f"{path}\n{hits_table(result.hits, indent='  ')}")
+                _show_pictures(args, path, result)
+    if args.html or args.open:
+        page = args.html or _temporary_page()
+        _write_html(args, page, options, results)
+        if args.open:
+            _open(page)
     return 0
+
+
+def _show_pictures(args: argparse.Namespace, path: Path, result: SearchResult) -> None:
+    """Shows the query and its hits, where the terminal can."""
+    import os
+    import shutil
+    import sys
+
+    from workbench.terminal_pictures import protocol, strip
+
+    how = None if args.no_pictures else protocol(os.environ, is_terminal=sys.stdout.isatty())
+    if how is not None:
+        paths = [path, *(Path(hit.record.source) for hit in result.hits)]
+        captions = ["query", *(f"{hit.similarity:.4f}" for hit in result.hits)]
+        print(strip(paths, captions, how, shutil.get_terminal_size().columns))
+
+
+def _temporary_page() -> Path:
+    import tempfile
+
+    # It stays: the browser reads it after this command has ended.
+    return Path(tempfile.mkdtemp(prefix="lookalike-search-")) / "hits.html"
+
+
+def _open(page: Path) -> None:
+    import sys
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        print(f"There is no browser to show it in; the page is {page}", file=sys.stderr)
 
 
 def _as_json(path: Path, result: SearchResult) -> str:
@@ -70,11 +112,13 @@ def _as_json(path: Path, result: SearchResult) -> str:
     return json.dumps({"query": str(path), "hits": hits}, ensure_ascii=False)
 
 
-def _write_html(args: argparse.Namespace, options: SearchOptions, results: list[tuple[Path, SearchResult]]) -> None:
+def _write_html(
+    args: argparse.Namespace, page: Path, options: SearchOptions, results: list[tuple[Path, SearchResult]]
+) -> None:
     from workbench.report import QueryResult, write_report
 
     write_report(
-        args.html,
+        page,
         title=f"Search in {args.collection}",
         lead="Each query with its most similar stored images, the best first.",
         facts={"collection": args.collection, "top_k": str(args.top_k)}

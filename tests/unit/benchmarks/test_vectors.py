@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.vectors import BUCKETS, Data, best, recall
+from benchmarks.vectors import BUCKETS, Data, recall
+from workbench.peers import best
 
 
 def test_the_same_data_are_drawn_every_time():

@@ -204,7 +204,7 @@ async def test_a_stream_that_fails_raises_after_the_results_it_had():
                 next(results)
         async with AsyncClient(target) as client:
             # A write that meets the end of the call gets ahead of its status in grpc.aio: "Internal error from Core".
-            with pytest.raises(LookalikeError, match="INTERNAL: (broken|Internal error from Core)"):
+            with pytest.raises(LookalikeError, match=r"INTERNAL: (broken|Internal error from Core)"):
                 await _collect(client.upsert_stream("failing", _items(5)))
 
 

@@ -22,18 +22,8 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert "LOADED []" in done.stdout, done.stdout
-    commands = (
-        "quickstart",
-        "serve",
-        "ingest",
-        "search",
-        "collections",
-        "reindex",
-        "evaluate",
-        "recall",
-        "loadtest",
-        "caltech101",
-    )
+    commands = ("quickstart", "serve", "ingest", "embed", "bulk-import", "search", "collections", "reindex", "evaluate")
+    commands += ("compare-backbones", "recall", "loadtest", "bundle", "caltech101")
     for command in commands:
         assert command in done.stdout
 
@@ -51,6 +41,9 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
         ("collections", "switch"),
         ("reindex",),
         ("evaluate",),
+        ("compare-backbones",),
+        ("embed",),
+        ("bulk-import",),
         ("recall",),
         ("loadtest",),
         ("caltech101",),

@@ -14,7 +14,7 @@ from lookalike import AsyncClient
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class ServiceAccuracy:
     """A measurement of a collection. Latencies are those of single `Search` calls, seen by the caller.
 
     Attributes:
@@ -35,7 +35,7 @@ class Evaluation:
     latency_ms: Mapping[str, float]
 
 
-async def evaluate(
+async def measure(
     client: AsyncClient,
     collection: str,
     labels: Mapping[str, str],
@@ -44,7 +44,7 @@ async def evaluate(
     concurrency: int = 4,
     exact: bool = False,
     on_progress: Callable[[], None] = lambda: None,
-) -> Evaluation:
+) -> ServiceAccuracy:
     """Searches by every stored row and looks at the classes of its neighbours.
 
     Args:
@@ -80,6 +80,6 @@ async def evaluate(
         raise errors.exceptions[0] from None
     seconds = time.perf_counter() - started
     percentiles = {f"p{p:g}": round(float(np.percentile(latencies, p)) * 1000, 3) for p in (50, 90, 95, 99)}
-    return Evaluation(
+    return ServiceAccuracy(
         collection, k, accuracy(right, len(labels), k), len(labels), total, seconds, concurrency, percentiles
     )
