@@ -65,8 +65,8 @@ class ServerSettings:
     drain_delay: float = setting(4.0, "Seconds between telling health checks and refusing calls, on SIGTERM.", min=0)
     max_connection_age: float | None = setting(
         None,
-        "Seconds, give or take a tenth, after which a client is asked to connect anew: so it looks its name up again and "
-        "finds new replicas. Its calls go on. Never if unset.",
+        "Seconds, give or take a tenth, after which a client is asked to connect anew: it then looks its name up again "
+        "and finds new replicas. Its calls go on. Never if unset.",
         min=1,
     )
     grace: float = setting(20.0, "Seconds that calls in progress get to finish, on SIGTERM.", min=0)
