@@ -4,6 +4,7 @@
 # container then takes that image, too. `make pin-images` puts the digest behind the tag.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
-COPY . /bundle
-RUN cd /bundle && sha256sum --check --strict --quiet SHA256SUMS
+COPY . /bundle/
+WORKDIR /bundle
+RUN sha256sum --check --strict --quiet SHA256SUMS
 USER 65532:65532

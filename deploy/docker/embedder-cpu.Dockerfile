@@ -27,6 +27,7 @@ ENV PATH=/opt/lookalike/bin:$PATH \
     LOOKALIKE_EMBEDDER_CACHE_DIR=/cache \
     LOOKALIKE_EMBEDDER_LOG_FORMAT=json
 # Writable: /cache (compiled models) and /tmp.
+RUN install -d -o 65532 -g 65532 /cache
 VOLUME ["/cache", "/tmp"]
 EXPOSE 50051 50061 9101
 USER 65532:65532
