@@ -24,7 +24,7 @@ _CHECKOV_SKIPPED = {
 def checkov(tree: Tree) -> Iterator[str]:
     """Yields what checkov finds in the objects."""
     with tempfile.TemporaryDirectory() as folder:
-        for where in ("overlays/local", "overlays/gpu", "overlays/prod", *tree.jobs):
+        for where in tree.rendered:
             path = Path(folder) / f"{where.replace('/', '-')}.yaml"
             path.write_text(yaml.safe_dump_all(tree.rendered[where]))
         skipped = ",".join(_CHECKOV_SKIPPED)

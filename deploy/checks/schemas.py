@@ -13,7 +13,7 @@ from cloudcoil.models.keda import v1alpha1 as keda
 from cloudcoil.models.prometheus_operator import v1 as prometheus_operator
 from pydantic import BaseModel
 
-from deploy.checks.tree import Object, Tree, name, reading
+from deploy.checks.tree import Check, Object, Tree, name, reading
 
 # The oldest that has all that we use (podFailurePolicy, unhealthyPodEvictionPolicy and preStop.sleep by default), the
 # newest, and one between.
@@ -69,3 +69,6 @@ def _closed(schema: Any) -> Any:
     if "properties" in schema and isinstance(schema["properties"], dict) and schema.get("type") == "object":
         closed["additionalProperties"] = False
     return closed
+
+
+CHECKS: dict[str, Check] = {"schemas": check}

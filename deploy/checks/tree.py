@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ class Broken(Exception):
 
 def run(*command: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> list[str]:
     """Runs a tool; returns no lines if it is content, else what it says."""
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     if done.returncode == 0:
@@ -49,8 +49,10 @@ class Tree:
         deploy: deploy/ in it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, targets: Collection[str] | None = None) -> None:
+        """`targets` are those that are rendered; all if None."""
         self.root = root
+        self._targets = targets
         self.deploy = root / "deploy"
 
     @cached_property
@@ -60,11 +62,10 @@ class Tree:
         Raises:
             Broken: it cannot make anything of one of them.
         """
-        k8s = self.deploy / "k8s"
-        found = {f"{path.parent.name}/{path.name}": self._render(path) for path in _folders(k8s, "overlays", "jobs")}
-        for component in _folders(k8s, "components"):
+        found = {f"{path.parent.name}/{path.name}": self._render(path) for path in self._folders("overlays", "jobs")}
+        for component in self._folders("components"):
             # In the tree, as kustomize takes no absolute paths and reads no files from above its folder.
-            with tempfile.TemporaryDirectory(dir=k8s, prefix=".check-") as folder:
+            with tempfile.TemporaryDirectory(dir=self.deploy / "k8s", prefix=".check-") as folder:
                 kustomization = {
                     "apiVersion": "kustomize.config.k8s.io/v1beta1",
                     "kind": "Kustomization",
@@ -106,13 +107,17 @@ class Tree:
         """All YAML files of deploy/."""
         return sorted(path for path in self.deploy.rglob("*.y*ml") if ".check-" not in str(path))
 
+    def _folders(self, *kinds: str) -> list[Path]:
+        folders = [path for kind in kinds for path in sorted((self.deploy / "k8s" / kind).iterdir()) if path.is_dir()]
+        return [path for path in folders if self._targets is None or f"{path.parent.name}/{path.name}" in self._targets]
+
     def _render(self, folder: Path) -> list[Object]:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [tool("kubectl"), "kustomize", folder], capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
         if done.returncode or done.stderr:
             raise Broken(f"kustomize {folder.relative_to(self.root)}: {done.stderr.strip()}")
-        return [each for each in yaml.safe_load_all(done.stdout) if each]
+        return [each for each in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if each]
 
 
 Check: TypeAlias = Callable[[Tree], Iterable[str]]
@@ -166,10 +171,6 @@ def image_name(image: str) -> str:
     repository = image.partition("@")[0].rpartition(":")[0] or image
     parts = repository.split("/")
     return f"lookalike-{parts[-1]}" if parts[-2:-1] == ["lookalike"] else repository
-
-
-def _folders(k8s: Path, *names: str) -> list[Path]:
-    return [path for each in names for path in sorted((k8s / each).iterdir()) if path.is_dir()]
 
 
 def _environment(dockerfile: str) -> dict[str, str]:
