@@ -56,7 +56,7 @@ def _problems(each: Object, version: str) -> Iterator[str]:
 
 @cache
 def _schema(custom: tuple[str, str]) -> dict[str, Any]:
-    return _closed(_CUSTOM[custom].model_json_schema())  # type: ignore[no-any-return]
+    return _closed(_CUSTOM[custom].model_json_schema())
 
 
 def _closed(schema: Any) -> Any:

@@ -152,7 +152,7 @@ def workloads(objects: Iterable[Object]) -> list[Object]:
 
 def template(workload: Object) -> Object:
     """The pods of a workload."""
-    return workload["spec"]["template"]  # type: ignore[no-any-return]
+    return workload["spec"]["template"]
 
 
 def containers(workload: Object) -> list[Object]:

@@ -64,7 +64,7 @@ def size(rows: int, index: str, *, dimension: int = 150, m: int = 16, replicas: 
         number=1,
         physical_name="",
         space=VectorSpace("", dimension),
-        index=IndexSpec(type=index, m=m),  # type: ignore[arg-type]
+        index=IndexSpec(type=index, m=m),
         multi_tenant=False,
         created_ms=0,
     )

@@ -1,4 +1,4 @@
-"""Each check of deploy/ fails where something that it looks for is planted; `make check-deploy` shows that they pass."""
+"""Each check of deploy/ fails where what it looks for is planted; that they pass is shown by `make check-deploy`."""
 
 from __future__ import annotations
 
