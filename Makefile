@@ -25,9 +25,8 @@ ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search soak test milvus fuzz faults \
-	lint format check-deploy check-images pin-images dashboards \
-	protos docs constraints clean
+.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest soak test milvus fuzz \
+	faults lint format check-deploy check-images pin-images dashboards protos docs constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +52,9 @@ bench-steadiness: $(BENCH_STAMP)  ## Check the embedder at half load, overload, 
 bench-search: $(BENCH_STAMP) $(MILVUS_STAMPS)  ## Measure the search beside pymilvus, on a Milvus server and on Lite, and others.
 	$(BIN)/python -m benchmarks.search $(ARGS)
 
+bench-ingest: $(BENCH_STAMP)  ## Measure an ingest beside the embedder alone: what it leaves of its speed. IMAGES=DIR.
+	$(BIN)/python -m benchmarks.ingest $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
+
 soak: $(BENCH_STAMP)  ## Ten minutes of mixed load on the embedder, in which it must not grow. IMAGES=DIR.
 	$(BIN)/python -m benchmarks.soak $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
@@ -64,11 +66,13 @@ milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make te
 fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,500.
 	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
 
-faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: hostile rows, a hang, a model change, kill -9.
+faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: hostile rows, a hang, a model change, kill -9, ingests.
 	LOOKALIKE_CASES=5000 $(BIN)/python -m pytest -s tests/integration/test_hostile_rows.py
 	LOOKALIKE_HANG_SECONDS=30 $(BIN)/python -m pytest -s tests/integration/test_hanging_milvus.py
 	LOOKALIKE_REINDEX_ROWS=20000 $(BIN)/python -m pytest -s tests/integration/test_reindex.py -k under_load
 	LOOKALIKE_KILLS=20 LOOKALIKE_CRASH_ROWS=50000 $(BIN)/python -m pytest -s tests/integration/test_crash.py
+	LOOKALIKE_INTERRUPTIONS=10 $(BIN)/python -m pytest -s tests/integration/test_ingest_command.py
+	LOOKALIKE_BULK_ROWS=200000 $(BIN)/python -m pytest -s tests/integration/test_bulk_import.py
 
 lint: $(DEV_STAMP)  ## Check format, style, types, the contract, and that its stubs are up to date.
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ class Client(Connection):
     could take. Calls that fail as UNAVAILABLE are tried again for a second or two, where that can do no harm.
 
     In a collection created with `multi_tenant`, `tenant` names whose rows a call works on; elsewhere it stays empty.
-    Filters are Milvus boolean expressions; their values are best given apart, and named in braces.
+    Filters compare fields with values, as in `attributes["year"] > {year}`; values are best given apart, by name.
 
     Args:
         target: the search service, a gRPC name such as "127.0.0.1:50052" or "dns:///lookalike-search:50052".

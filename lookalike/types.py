@@ -373,7 +373,7 @@ class SearchOptions(OutputOptions, total=False):
     offset: int
     """Number of best hits to leave out, for paging."""
     filter: str
-    """Which rows may be hits: a Milvus boolean expression, with names of `filter_values` in braces."""
+    """Which rows may be hits: a filter expression, with names of `filter_values` in braces."""
     filter_values: Attributes
     """The values that `filter` names."""
     min_similarity: float

@@ -18,8 +18,8 @@ from service_kit import process
 from service_kit.server import Server
 
 
-async def serve(settings: SearchSettings) -> int:
-    """Serves until a signal comes; returns the exit code."""
+def store_of(settings: SearchSettings) -> MilvusStore:
+    """The store that the settings name, to be opened."""
     security = Security.of(
         token=settings.milvus_token,
         token_file=settings.milvus_token_file,
@@ -28,7 +28,7 @@ async def serve(settings: SearchSettings) -> int:
         client_key=settings.milvus_client_key,
         server_name=settings.milvus_server_name,
     )
-    store = MilvusStore(
+    return MilvusStore(
         settings.milvus_uri,
         security=security,
         db_name=settings.milvus_database,
@@ -36,9 +36,13 @@ async def serve(settings: SearchSettings) -> int:
         max_filter_bytes=settings.max_filter_bytes,
         max_filter_depth=settings.max_filter_depth,
     )
+
+
+async def serve(settings: SearchSettings) -> int:
+    """Serves until a signal comes; returns the exit code."""
     clients = [EmbedderClient(target, settings.max_message_bytes) for target in targets(settings.embedder)]
     async with (
-        store,
+        store_of(settings) as store,
         aclosing(Embedders(clients)) as embedders,
         aclosing(SearchService(store, embedders, settings)) as service,
     ):

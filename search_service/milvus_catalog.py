@@ -62,13 +62,43 @@ class Catalog:
         """
         check_collection_name(name)
         async with self._defining:
-            if await self._described(name, deadline) is not None:
-                raise AlreadyExists(f"collection {name!r} exists already: use it, delete it, or choose another name")
+            await self._require_absent(name, deadline)
             # A version without an alias is what an earlier attempt left that did not come to its end.
             number = max((await self._physical_names(deadline))[name], default=0) + 1
             version = await self._create(name, number, space, index, multi_tenant, deadline)
             await self._point_alias(version, deadline)
             return version
+
+    async def create_hidden(
+        self,
+        name: str,
+        space: VectorSpace,
+        index: IndexSpec = DEFAULT_INDEX,
+        *,
+        multi_tenant: bool = False,
+        deadline: float,
+    ) -> CollectionVersion:
+        """Create the first version of a collection that nobody can use until `publish`, in the place of any before it.
+
+        Raises:
+            AlreadyExists, InvalidArgument, Unimplemented: as `create_collection`.
+        """
+        check_collection_name(name)
+        async with self._defining:
+            await self._require_absent(name, deadline)
+            for physical in (await self._physical_names(deadline))[name].values():
+                await self._drop(physical, deadline)
+            return await self._create(name, 1, space, index, multi_tenant, deadline)
+
+    async def publish(self, version: CollectionVersion, *, deadline: float) -> None:
+        """Let a version that `create_hidden` made serve.
+
+        Raises:
+            AlreadyExists: a collection of its name has been created meanwhile.
+        """
+        async with self._defining:
+            await self._require_absent(version.collection, deadline)
+            await self._point_alias(version, deadline)
 
     async def create_version(
         self, name: str, space: VectorSpace, index: IndexSpec = DEFAULT_INDEX, *, deadline: float
@@ -200,6 +230,10 @@ class Catalog:
                 raise FailedPrecondition(f"version {number} of collection {name!r} serves: switch to another one first")
             await self._drop(version.physical_name, deadline)
             self._forget(name)
+
+    async def _require_absent(self, name: str, deadline: float) -> None:
+        if await self._described(name, deadline) is not None:
+            raise AlreadyExists(f"collection {name!r} exists already: use it, delete it, or choose another name")
 
     def _forget(self, name: str) -> None:
         """Makes the next call that asks for versions read them anew, and what is being read now not be remembered."""

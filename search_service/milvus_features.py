@@ -17,6 +17,7 @@ from service_kit.errors import Unimplemented
 Version = tuple[int, int, int]
 FeatureName = Literal[
     "hnsw_sq",
+    "bulk_import",
     "search_by_id",
     "filter_values",
     "null_conditions",
@@ -42,6 +43,7 @@ class Feature:
 
 FEATURES: Mapping[FeatureName, Feature] = {
     "hnsw_sq": Feature("index of type HNSW_SQ: 8 bits a dimension", True, (2, 6, 0)),
+    "bulk_import": Feature("bulk import of Parquet files from Milvus' storage", False, (2, 3, 5)),
     "search_by_id": Feature("search by the id of a stored row (`ids=`)", False, (2, 6, 9)),
     "filter_values": Feature("values of a filter beside its expression (`filter_params`)", False, (2, 5, 0)),
     "null_conditions": Feature("`is null` in filters", True, (2, 5, 0)),

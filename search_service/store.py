@@ -22,8 +22,7 @@ from typing import Self
 
 import numpy as np
 
-from search_service import milvus_calls, milvus_filtered, milvus_rows
-from search_service.filter_ids import with_keys
+from search_service import milvus_calls, milvus_filtered, milvus_import, milvus_rows
 from search_service.filters import Filter, render, string_literal
 from search_service.milvus_access import Access
 from search_service.milvus_calls import Consistency
@@ -32,6 +31,7 @@ from search_service.milvus_connection import MilvusConnection
 from search_service.milvus_errors import TooLarge
 from search_service.milvus_exact import Nearest
 from search_service.milvus_features import Backend
+from search_service.milvus_import import ImportState
 from search_service.milvus_joined import Joiner
 from search_service.milvus_rows import EncodedRow
 from search_service.milvus_security import NO_SECURITY, Security
@@ -192,6 +192,21 @@ class MilvusStore(Catalog):
             encoded.append(row)
         return await self.write(version, encoded, deadline=deadline)
 
+    async def start_import(self, version: CollectionVersion, path: str, *, deadline: float) -> int:
+        """Have a server import a file of rows, by its path in the server's storage; see `milvus_import`.
+
+        Returns the number of the task. A retry may import the rows twice: count them at the end.
+
+        Raises:
+            Unimplemented: Milvus Lite has no bulk import.
+        """
+        self.backend.require("bulk_import")
+        return await self._connection.call("import", milvus_import.start(version, path), deadline)
+
+    async def import_state(self, task: int, *, deadline: float) -> ImportState:
+        """How far an import is."""
+        return await self._connection.call("import state", milvus_import.state(task), deadline)
+
     async def write(self, version: CollectionVersion, rows: Sequence[EncodedRow], *, deadline: float) -> int:
         """Write rows that `milvus_rows.encode_rows` made for this version; the rest is as with `upsert`."""
         if len({row["id"] for row in rows}) < len(rows):
@@ -293,10 +308,10 @@ class MilvusStore(Catalog):
                     raise
                 rows = max(1, rows // _PAGE_GROWTH)  # the rows may have been too large for one message
                 continue
-            if page:
-                yield page
-            if len(page) < rows:
+            if not page:
                 return
+            yield page
+            # A page of a server may be short without being the last.
             last = primary_key(page[-1].id, page[-1].tenant)
             sample = page[:: max(1, len(page) // _PAGE_SAMPLE)]
             row_bytes = sum(map(milvus_rows.stored_bytes, sample)) / len(sample)
@@ -411,9 +426,12 @@ class MilvusStore(Catalog):
         of_tenant = f"tenant == {string_literal(tenant)}" if tenant else ""
         if condition is None:
             return of_tenant
-        rendered = render(condition, max_bytes=self._max_filter_bytes, max_depth=self._max_filter_depth)
-        if tenant:
-            rendered = with_keys(rendered, tenant)
+        rendered = render(
+            condition,
+            max_bytes=self._max_filter_bytes,
+            max_depth=self._max_filter_depth,
+            id_prefix=primary_key("", tenant or ""),
+        )
         return _all_of(of_tenant, rendered)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,13 +47,43 @@ def find_images(root: Path, exclude: Collection[str] = ()) -> list[ImageFile]:
     root = root.expanduser().resolve()
     if not root.is_dir():
         raise CommandError(f"{root} is not a folder: give the path of a folder with images")
-    files = []
-    for path in root.rglob("*"):
-        parts = path.relative_to(root).parts
-        if path.suffix.lower() not in SUFFIXES or parts[0] in exclude or any(part.startswith(".") for part in parts):
-            continue
-        if path.is_file():
-            files.append(ImageFile("/".join(parts), path, path.parent.name))
+    files = [file for file in walk(root, exclude) if isinstance(file, ImageFile)]
     if not files:
         raise CommandError(f"there are no images in {root}: looked for {', '.join(sorted(SUFFIXES))} at any depth")
     return sorted(files, key=lambda file: file.id)
+
+
+def walk(root: Path, exclude: Collection[str] = ()) -> Iterator[ImageFile | OSError]:
+    """Yields the image files under a folder, in no particular order, and the errors of folders that cannot be read.
+
+    As with `find_images`, hidden files and folders are left out. Links to folders are not followed.
+
+    Args:
+        root: the folder, as an absolute path.
+        exclude: names of folders directly in `root` to leave out.
+    """
+    folders = [("", str(root))]  # prefix of ids, and path
+    while folders:
+        prefix, folder = folders.pop()
+        label = os.path.basename(folder)
+        try:
+            entries = os.scandir(folder)
+        except OSError as error:
+            yield error
+            continue
+        with entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(".") or (not prefix and name in exclude):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((f"{prefix}{name}/", entry.path))
+                elif os.path.splitext(name)[1].lower() in SUFFIXES and _is_file(entry):
+                    yield ImageFile(prefix + name, Path(entry.path), label)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False

@@ -14,6 +14,8 @@ _COMMANDS = (
     "quickstart",
     "serve",
     "ingest",
+    "embed",
+    "bulk-import",
     "search",
     "collections",
     "reindex",
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lookalike", description="Finds images that look alike.")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in _COMMANDS:
-        importlib.import_module(f"workbench.commands.{name}").register(subparsers)
+        importlib.import_module(f"workbench.commands.{name.replace('-', '_')}").register(subparsers)
     args = parser.parse_args(argv)
     # Being told to end is like Ctrl-C: servers that a command started are stopped on the way out.
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -70,13 +70,17 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_ingestion(parser: argparse.ArgumentParser) -> None:
+def add_ingestion(parser: argparse.ArgumentParser, *, batch: int = 32, concurrency: int = 4) -> None:
     """Adds how images are sent."""
     parser.add_argument(
-        "--batch", type=positive, default=32, metavar="N", help="images in one call (default: %(default)s)"
+        "--batch", type=positive, default=batch, metavar="N", help="images in one call (default: %(default)s)"
     )
     parser.add_argument(
-        "--concurrency", type=positive, default=4, metavar="N", help="calls at the same time (default: %(default)s)"
+        "--concurrency",
+        type=positive,
+        default=concurrency,
+        metavar="N",
+        help="calls at the same time, at most (default: %(default)s)",
     )
 
 

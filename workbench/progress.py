@@ -21,6 +21,8 @@ class Progress:
 
     def __init__(self, total: float, unit: str, show: Callable[[Progress], None]) -> None:
         self.total, self.done, self.failed = total, 0.0, 0
+        self.total_known = True  # otherwise there is at least as much
+        self._before = 0.0
         self._unit, self._show, self._started = unit, show, time.monotonic()
 
     def advance(self, amount: float = 1, failed: int = 0) -> None:
@@ -29,13 +31,27 @@ class Progress:
         self.failed += failed
         self._show(self)
 
+    def set(
+        self, done: float, failed: int, total: float, *, total_known: bool = True, done_before: float = 0.0
+    ) -> None:
+        """Says how far it is; `done_before` of what is done had been done before, and counts for no rate."""
+        self.done, self.failed, self.total, self.total_known = done, failed, total, total_known
+        self._before = done_before
+        self._show(self)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is done."""
+        return self.total_known and self.done >= self.total
+
     def __str__(self) -> str:
         seconds = time.monotonic() - self._started
-        rate = self.done / seconds if seconds > 0 else 0.0
-        parts = [f"{self.done:,.0f}/{self.total:,.0f} {self._unit}", f"{rate:,.{0 if rate >= 10 else 1}f}/s"]
-        if self.done >= self.total:
+        rate = (self.done - self._before) / seconds if seconds > 0 else 0.0
+        of = "/" if self.total_known else " of at least "
+        parts = [f"{self.done:,.0f}{of}{self.total:,.0f} {self._unit}", f"{rate:,.{0 if rate >= 10 else 1}f}/s"]
+        if self.finished:
             parts.append(f"{seconds:.1f} s")
-        elif rate > 0:
+        elif rate > 0 and self.total_known:
             parts.append(f"{(self.total - self.done) / rate:,.0f} s left")
         if self.failed:
             parts.append(f"{self.failed:,} failed")
@@ -83,18 +99,22 @@ def _bar(what: str, total: float, unit: str) -> Iterator[Progress]:
     columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.fields[status]}"))
     with RichProgress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total, status="")
-        yield Progress(total, unit, lambda now: bar.update(task, completed=now.done, status=str(now)))
+
+        def show(now: Progress) -> None:
+            bar.update(task, completed=now.done, total=now.total if now.total_known else None, status=str(now))
+
+        yield Progress(total, unit, show)
 
 
 @contextmanager
 def _lines(what: str, total: float, unit: str) -> Iterator[Progress]:
     printed = time.monotonic()
+    ended = False
 
     def show(now: Progress) -> None:
-        nonlocal printed
-        finished = now.done >= now.total
-        if finished or time.monotonic() - printed >= _SECONDS_BETWEEN_LINES:
-            printed = time.monotonic()
+        nonlocal printed, ended
+        if (now.finished and not ended) or time.monotonic() - printed >= _SECONDS_BETWEEN_LINES:
+            printed, ended = time.monotonic(), now.finished
             print(f"  {what}: {now}", file=sys.stderr, flush=True)
 
     yield Progress(total, unit, show)

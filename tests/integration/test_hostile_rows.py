@@ -133,6 +133,7 @@ def stored(client: Client, collection: str, tenant: str, rows: Mapping[str, Mapp
 # An assertion names the row that fails; to shrink its example would take minutes.
 @settings(bounded, max_examples=-(-CASES // ROWS), phases=(Phase.explicit, Phase.generate))
 @given(rows)
+@example({"smallest": {"n": -(2**63)}, "next": {"n": 1 - 2**63}, "largest": {"n": 2**63 - 1}})
 def test_any_ids_and_attributes_give_exactly_the_right_rows(
     client: Client, shared: str, backend: str, rows: dict[str, dict[str, Any]]
 ) -> None:

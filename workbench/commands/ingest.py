@@ -1,53 +1,173 @@
-"""`lookalike ingest`: stores a folder of images."""
+"""`lookalike ingest`: stores images from folders, tar files, manifests and lists."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.image_options import (
+    PATHS,
+    SHOWN_FAILURES,
+    add_images,
+    failure_file,
+    open_images,
+    print_failures,
+    printable,
+)
 from workbench.options import add_ingestion, add_target
 
 if TYPE_CHECKING:
-    from workbench.ingest import Failure
+    from workbench.checkpoint import Checkpoint
+    from workbench.ingest import Ingestion, IngestReport
+    from workbench.inputs.found import Input
 
-_SHOWN_FAILURES = 5
+_INTERRUPTED = 130
+# Larger batches cost the service less. Three of them are what an embedder holds of bulk work by default.
+_BATCH = 128
+_CONCURRENCY = 3
+
+_DESCRIPTION = f"""\
+Stores the images of each PATH, which is one of
+
+{PATHS}
+Images that are stored already with the same bytes, attributes and source are left alone, so the command can be
+repeated. It adapts to what the service takes, and waits up to five minutes for one that is away.
+"""
+_EPILOG = """\
+At the end, found = stored + unchanged + failed. Exit code 0 if all of that is stored, 1 if anything failed, 130 after
+Ctrl-C.
+"""
 
 
 def register(subparsers: Any) -> None:
     """Adds the command."""
     parser = subparsers.add_parser(
         "ingest",
-        help="store a folder of images",
-        description="Stores all images of a folder. Ids are paths relative to the folder, so that running it again "
-        "changes only what has changed; the attribute `class` is the name of the folder an image lies in. "
-        "Exit code 1 if any image failed.",
+        help="store images: of folders, tar files, manifests",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with images, at any depth")
     parser.add_argument("--collection", required=True, metavar="NAME", help="collection; made if it does not exist")
-    parser.add_argument("--failures", type=Path, metavar="FILE", help="write what failed to this file, as JSON lines")
-    add_ingestion(parser)
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="note what is acknowledged in this file; where it is there already, go on and do not read that again",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="find the images, read the beginning of each, and say what would be sent; takes no service",
+    )
+    add_images(parser)
+    add_ingestion(parser, batch=_BATCH, concurrency=_CONCURRENCY)
     add_target(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from workbench.images import find_images
-    from workbench.ingest import ingest_with_progress
+    from workbench.ingest import Ingestion
 
-    files = find_images(args.folder)
-    report = ingest_with_progress(args.target, args.collection, files, batch=args.batch, concurrency=args.concurrency)
-    if args.failures:
-        args.failures.write_text("".join(_as_json(failure) for failure in report.failures), encoding="utf-8")
-    for failure in report.failures[:_SHOWN_FAILURES]:
-        print(f"  failed: {failure.id}: {failure.reason}")
-    if len(report.failures) > _SHOWN_FAILURES:
-        print(f"  and {len(report.failures) - _SHOWN_FAILURES} more; --failures FILE writes all of them to a file")
+    inputs = open_images(args)
+    with failure_file(args.failures) as on_failure:
+        ingestion = Ingestion(
+            batch=args.batch,
+            concurrency=args.concurrency,
+            shard=args.shard,
+            distinct=len(inputs) == 1 and inputs[0].distinct,
+            on_failure=on_failure,
+            kept_failures=SHOWN_FAILURES,
+        )
+        report = ingestion.report
+        code = _INTERRUPTED
+        try:
+            if args.dry_run:
+                _look(ingestion, inputs)
+            else:
+                _store(args, ingestion, inputs)
+            code = 1 if report.failed or report.stopped_by else 0
+        except KeyboardInterrupt:
+            print()
+        finally:  # also before an error's message
+            print_failures(report, args.failures)
+            if not args.dry_run and report.seconds:
+                _print_report(report, args.checkpoint)
+    return code
+
+
+def _store(args: argparse.Namespace, ingestion: Ingestion, inputs: Sequence[Input]) -> None:
+    """Stores the images with progress."""
+    import asyncio
+
+    from lookalike import AsyncClient
+    from workbench.destinations import StoredCollection
+    from workbench.ingest import CALL_SECONDS, store
+
+    async def run() -> None:
+        async with AsyncClient(args.target, timeout=CALL_SECONDS) as client:
+            collection = await client.create_collection(
+                args.collection, multi_tenant=bool(args.tenant), if_not_exists=True
+            )
+            with ExitStack() as stack:
+                if args.checkpoint:
+                    made = min(version.create_time for version in collection.versions)
+                    ingestion.checkpoint = stack.enter_context(_checkpoint(args, inputs, made.isoformat()))
+                await store(ingestion, StoredCollection(client, args.collection, args.tenant), inputs)
+
+    asyncio.run(run())
+
+
+def _checkpoint(args: argparse.Namespace, inputs: Sequence[Input], made: str) -> Checkpoint:
+    from workbench.checkpoint import Checkpoint
+
+    return Checkpoint(
+        args.checkpoint,
+        {
+            "target": args.target,
+            "collection": args.collection,
+            "tenant": args.tenant,
+            "inputs": [each.name for each in inputs],
+            "shard": str(args.shard),
+            "id_prefix": args.id_prefix,
+            "collection_made": made,
+        },
+    )
+
+
+def _look(ingestion: Ingestion, inputs: Sequence[Input]) -> None:
+    """Finds the images and says what would be sent."""
+    from workbench.dry_run import DryRun
+    from workbench.progress import progress
+
+    looked = DryRun()
+    report = ingestion.report
+    with progress("Looking", 0, "images") as bar:
+
+        def found() -> Iterator[Any]:
+            for image in ingestion.select(found for each in inputs for found in each.find()):
+                yield image
+                bar.set(report.found, report.failed, report.found, total_known=report.all_found)
+
+        looked.look(found(), ingestion.fail)
+        bar.set(report.found, report.failed, report.found)
+    for image in looked.shown:
+        print(f"  {printable(image.id)}  {json.dumps(dict(image.attributes))}  {printable(image.source)}")
+    formats = ", ".join(f"{count:,} {name}" for name, count in sorted(looked.formats.items()))
+    print(
+        f"{report.found:,} images found = {looked.good:,} would be sent ({looked.bytes / 1e6:,.1f} MB"
+        f"{'; ' if formats else ''}{formats}) + {report.failed:,} could not be"
+    )
+
+
+def _print_report(report: IngestReport, checkpoint: Path | None) -> None:
     print(report)
-    return 1 if report.failures else 0
-
-
-def _as_json(failure: Failure) -> str:
-    return json.dumps({"id": failure.id, "reason": failure.reason}) + "\n"
+    if report.stopped_by or report.done < report.found or not report.all_found:
+        reason = f"stopped by {report.stopped_by}" if report.stopped_by else "interrupted"
+        again = f"goes on from {checkpoint}" if checkpoint else "sends all again, of which what is stored is left alone"
+        print(f"That is not all: {reason}. The same command {again}.")

@@ -376,13 +376,17 @@ Global___Record: _TypeAlias = Record  # noqa: Y015
 
 @_typing.final
 class Filter(_message.Message):
-    """Selects rows by a Milvus boolean expression.
+    """Selects rows by an expression: the part of Milvus' boolean expressions that compares a field with values.
 
     Fields: `id`, `source`, `content_sha256`, `updated_ms` (milliseconds since 1970) and the attributes, as
     `attributes["name"]`. Values are best given apart and named in braces, so that nothing has to be quoted:
     expression `attributes["year"] > {year} and id in {ids}` with values `year` and `ids`. Milvus Lite has no `in` for
-    attributes: compare with `==` and join with `or` there. In a multi-tenant collection `id` can only be compared with texts:
-    ==, !=, <, <=, >, >=, in, not in, like.
+    attributes: compare with `==` and join with `or` there.
+
+    Comparisons: ==, !=, <, <=, >, >=, in, not in, like (with % for any text), is null, is not null; `1 < field <= 5`;
+    `exists attributes["name"]`; json_contains, json_contains_all and json_contains_any of an attribute and a value or a list;
+    array_length. They are joined by and, or, not and parentheses. One side is a field and the other a value: nothing is
+    calculated, and fields are not compared with each other.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from milvus_samples import (
 from prometheus_client import REGISTRY
 
 from benchmarks.milvus_server import MilvusServer
-from search_service import milvus_connection
+from search_service import milvus_calls, milvus_connection
 from search_service.filters import Filter
 from search_service.milvus_catalog import MAX_VERSIONS
 from search_service.milvus_rows import stored_bytes
@@ -38,6 +39,7 @@ from search_service.records import (
     CollectionVersion,
     Hit,
     IndexSpec,
+    OutputField,
     Row,
     Vector,
     VectorSpace,
@@ -248,6 +250,21 @@ async def test_a_scan_gives_each_row_once_by_id(store: MilvusStore, photos: Coll
     await store.upsert(photos, SPACE, rows, deadline=within())
     pages = [page async for page in store.scan(photos, page_rows=3, deadline=within())]
     assert [row.id for page in pages for row in page] == sorted(NASTY)
+
+
+async def test_a_short_page_is_not_the_end_of_a_scan(
+    store: MilvusStore, photos: CollectionVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A server under load has given 3,066 rows where 16,000 were asked for, and 26,704 were left.
+    page = milvus_calls.page
+
+    def short(version: CollectionVersion, expression: str, output: Sequence[OutputField], limit: int) -> Any:
+        return page(version, expression, output, -(-limit // 3))
+
+    monkeypatch.setattr(milvus_calls, "page", short)
+    await store.upsert(photos, SPACE, make_rows(100), deadline=within())
+    pages = [page async for page in store.scan(photos, page_rows=10, deadline=within())]
+    assert [row.id for page in pages for row in page] == [row.id for row in make_rows(100)]
 
 
 async def test_pages_of_a_scan_stay_small_whatever_the_size_of_rows(
@@ -604,7 +621,7 @@ async def test_tenants_neither_see_nor_change_each_others_rows(store: MilvusStor
     rows = make_rows(4)
     await store.upsert(version, SPACE, rows, tenant="acme", deadline=within())
     await store.upsert(version, SPACE, rows[:1], tenant="bolt", deadline=within())
-    everything = Filter('id != "" or tenant != ""')
+    everything = Filter('id != "" or source != ""')
 
     (hits,) = await store.search(
         version, SPACE, rows[0].vector[None], top_k=9, tenant="bolt", condition=everything, deadline=within()
@@ -614,7 +631,7 @@ async def test_tenants_neither_see_nor_change_each_others_rows(store: MilvusStor
         version, SPACE, rows[0].vector[None], top_k=9, tenant="acme", exact=True, deadline=within()
     )
     assert len(hits) == 4
-    with pytest.raises(InvalidArgument, match="closes nothing"):
+    with pytest.raises(InvalidArgument, match="at position 9"):
         await store.count(version, Filter('id == "") or (id != ""'), tenant="bolt", deadline=within())
     assert await store.delete(version, [row.id for row in rows], tenant="bolt", deadline=within()) == 1
     assert await store.delete_where(version, everything, tenant="bolt", deadline=within()) == 0

@@ -53,7 +53,7 @@ def test_every_command_has_help(command):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("ingest", "nowhere", "--collection", "photos"), "nowhere is not a folder"),
+        (("ingest", "nowhere", "--collection", "photos"), "nowhere does not exist"),
         (("search", "nowhere.jpg", "--collection", "photos"), "nowhere.jpg: No such file or directory"),
         (("collections", "list", "--target", "127.0.0.1:1"), "UNAVAILABLE"),
         (("quickstart", "--images", "nowhere"), "nowhere is not a folder"),
