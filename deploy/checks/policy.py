@@ -40,6 +40,7 @@ FLOWS = {
     ("namespace lookalike/search-client=true", "search", "grpc"),
     ("namespace monitoring", "search", "metrics"),
     ("search", "namespace milvus", "19530"),
+    ("search", "namespace lookalike/embedders=true", "grpc"),
     ("anyone", "gateway", "grpcs"),
     ("namespace monitoring", "gateway", "metrics"),
     ("all", "namespace kube-system", "53/UDP"),
