@@ -14,7 +14,12 @@ BENCH_STAMP := $(VENV)/bench.stamp
 MILVUS := .venv-milvus
 MILVUS_STAMP := $(MILVUS)/installed.stamp
 MILVUS_STAMPS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(MILVUS_STAMP))
-TEST_STAMPS := $(DEV_STAMP) $(MILVUS_STAMPS)
+# The tools that check deploy/. Some are Debian packages, which are unpacked there and not installed: elsewhere the
+# checks with them are not made.
+DEPLOY := .venv-deploy
+DEPLOY_STAMP := $(DEPLOY)/installed.stamp
+DEPLOY_STAMPS := $(if $(shell command -v apt-get),$(DEPLOY_STAMP))
+TEST_STAMPS := $(DEV_STAMP) $(MILVUS_STAMPS) $(DEPLOY_STAMPS)
 IMAGES ?=
 # More flags for the command behind a target: run, serve, evaluate, test, the benchmarks.
 ARGS ?=
@@ -22,7 +27,7 @@ LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
 .PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest bench-loadtest soak \
-	test milvus fuzz faults lint format protos docs constraints clean
+	test milvus fuzz faults lint format check-deploy check-images pin-images dashboards protos docs constraints clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +88,18 @@ format: $(DEV_STAMP)  ## Format the code and mend what can be mended.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+check-deploy: $(DEPLOY_STAMP)  ## Check deploy/ with the real tools: schemas, policies, rules, dashboards, linters.
+	$(DEPLOY)/bin/python -m deploy.checks $(ARGS)
+
+check-images: $(DEV_STAMP)  ## Run what the Dockerfiles install, in clean environments. ARGS="search" takes one of them.
+	$(BIN)/python -m deploy.docker.prove_install $(ARGS)
+
+pin-images:  ## Put the digest behind the tag of every image in deploy/; asks the registries, by docker.
+	$(PYTHON) -m deploy.docker.pin_images
+
+dashboards:  ## Generate the dashboards and the PrometheusRule in deploy/monitoring.
+	$(PYTHON) deploy/monitoring/generate.py
+
 protos: $(DEV_STAMP)  ## Generate the stubs from protos/.
 	$(BIN)/python scripts/protos.py
 
@@ -94,7 +111,7 @@ constraints: $(DEV_STAMP)  ## Pin the newest versions of all dependencies in con
 		--python-version 3.11 --extra dev --extra gpu --extra bench pyproject.toml --output-file constraints.txt
 
 clean:  ## Remove everything that make and the services wrote.
-	rm -rf $(VENV) $(MILVUS) var build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(MILVUS) $(DEPLOY) var build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -128,4 +145,16 @@ $(MILVUS_STAMP): constraints-milvus.txt
 	$(MILVUS)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-milvus.txt milvus
 	$(MILVUS)/bin/python -c "import milvus; config = milvus.MilvusServerConfig(data_dir='$(MILVUS)/server'); \
 		config.resolve(); milvus._initialize_data_files(config.base_data_dir)"
+	@touch $@
+
+# checkov pins old versions of what others need in new ones, so it is apart.
+$(DEPLOY_STAMP): deploy/checks/requirements.txt
+	@echo "Installing the tools that check deploy/ into $(DEPLOY)"
+	$(PYTHON) -m venv --clear $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	$(PYTHON) -m venv $(DEPLOY)/checkov
+	$(DEPLOY)/checkov/bin/python -m pip --disable-pip-version-check install --quiet checkov==3.3.30
+	cd $(DEPLOY) && { apt-get download -qq prometheus prometheus-alertmanager \
+		|| { apt-get update -qq && apt-get download -qq prometheus prometheus-alertmanager; }; }
+	for package in $(DEPLOY)/*.deb; do dpkg --extract "$$package" $(DEPLOY)/debian || exit 1; rm "$$package"; done
 	@touch $@

@@ -54,6 +54,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
                 # Clients ping this often where a call takes long; gRPC's own limit is five minutes.
                 ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
+                ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age)),
             ),
         )
         self.draining = asyncio.Event()
@@ -185,6 +186,11 @@ class Server:
                 serving = ready
             # Until it is ready for the first time somebody waits for it: look more often.
             await asyncio.sleep(self._settings.readiness_interval if serving else 0.2)
+
+
+def _milliseconds(seconds: float | None) -> int:
+    """As gRPC wants a time; INT_MAX is its word for never."""
+    return 2**31 - 1 if seconds is None else round(seconds * 1000)
 
 
 @contextmanager

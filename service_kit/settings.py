@@ -63,6 +63,12 @@ class ServerSettings:
     reflection: bool = setting(True, "Serve gRPC reflection, so that generic clients work.")
     readiness_interval: float = setting(5.0, "Seconds between two checks that the server can really serve.", min=0.1)
     drain_delay: float = setting(4.0, "Seconds between telling health checks and refusing calls, on SIGTERM.", min=0)
+    max_connection_age: float | None = setting(
+        None,
+        "Seconds, give or take a tenth, after which a client is asked to connect anew: it then looks its name up again "
+        "and finds new replicas. Its calls go on. Never if unset.",
+        min=1,
+    )
     grace: float = setting(20.0, "Seconds that calls in progress get to finish, on SIGTERM.", min=0)
     slow_call: float = setting(5.0, "Seconds from which on a call that is no stream is logged, with its stages.", min=0)
     log_level: str = setting("INFO", "Least severity logged.", choices=("DEBUG", "INFO", "WARNING", "ERROR"))

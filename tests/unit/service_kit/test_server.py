@@ -314,3 +314,13 @@ async def test_metrics_are_served_over_http(start):
             lambda: urllib.request.urlopen(f"http://{running.metrics}/metrics").read().decode()
         )
     assert f'grpc_server_handled_total{{grpc_code="OK",grpc_method="Embed",grpc_service="{SERVICE}"}}' in page
+
+
+async def test_a_client_connects_anew_after_the_connection_age_and_its_calls_go_on(start):
+    async with start(max_connection_age=1.0) as running:
+        held = running.call(b"hold")
+        await running.servicer.holding.wait()
+        await asyncio.wait_for(running.channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 10)
+        running.release.set()
+        assert (await held).model_fingerprint == "abc"
+        assert (await running.embed(b"ok")).model_fingerprint == "abc"

@@ -1,0 +1,36 @@
+# The embedder on CPUs: OpenVINO, no TensorFlow.
+# Built from the root of the repository: docker build -f deploy/docker/embedder-cpu.Dockerfile -t lookalike-embedder-cpu:0.1.0 .
+# `make pin-images` puts the digest behind the tag.
+ARG PYTHON=python:3.11-slim-bookworm
+
+FROM ${PYTHON} AS build
+WORKDIR /src
+# The environment gets no pip of its own: nothing can be installed in the image later.
+RUN python -m venv --without-pip /opt/lookalike
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY lookalike lookalike
+COPY service_kit service_kit
+COPY embedder_service embedder_service
+COPY search_service search_service
+COPY workbench workbench
+RUN python -m pip --python /opt/lookalike/bin/python install --no-cache-dir --constraint constraints.txt '.[embedder,tracing]'
+
+FROM ${PYTHON}
+COPY --from=build /opt/lookalike /opt/lookalike
+COPY deploy/docker/healthcheck.py /opt/healthcheck.py
+ENV PATH=/opt/lookalike/bin:$PATH \
+    HOME=/tmp \
+    LOOKALIKE_EMBEDDER_ADDRESS=0.0.0.0:50051 \
+    LOOKALIKE_EMBEDDER_HEALTH_ADDRESS=0.0.0.0:50061 \
+    LOOKALIKE_EMBEDDER_METRICS_ADDRESS=0.0.0.0:9101 \
+    LOOKALIKE_EMBEDDER_BUNDLE=/bundle \
+    LOOKALIKE_EMBEDDER_CACHE_DIR=/cache \
+    LOOKALIKE_EMBEDDER_LOG_FORMAT=json
+# Writable: /cache (compiled models) and /tmp.
+RUN install -d -o 65532 -g 65532 /cache
+VOLUME ["/cache", "/tmp"]
+EXPOSE 50051 50061 9101
+USER 65532:65532
+HEALTHCHECK --interval=5s --timeout=3s --start-period=300s --retries=3 \
+    CMD ["python", "/opt/healthcheck.py", "127.0.0.1:50061", "readiness"]
+ENTRYPOINT ["lookalike-embedder"]

@@ -1,0 +1,32 @@
+# The search service.
+# Built from the root of the repository: docker build -f deploy/docker/search.Dockerfile -t lookalike-search:0.1.0 .
+# `make pin-images` puts the digest behind the tag.
+ARG PYTHON=python:3.11-slim-bookworm
+
+FROM ${PYTHON} AS build
+WORKDIR /src
+# The environment gets no pip of its own: nothing can be installed in the image later.
+RUN python -m venv --without-pip /opt/lookalike
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY lookalike lookalike
+COPY service_kit service_kit
+COPY embedder_service embedder_service
+COPY search_service search_service
+COPY workbench workbench
+RUN python -m pip --python /opt/lookalike/bin/python install --no-cache-dir --constraint constraints.txt '.[search,tracing]'
+
+FROM ${PYTHON}
+COPY --from=build /opt/lookalike /opt/lookalike
+COPY deploy/docker/healthcheck.py /opt/healthcheck.py
+ENV PATH=/opt/lookalike/bin:$PATH \
+    HOME=/tmp \
+    LOOKALIKE_SEARCH_ADDRESS=0.0.0.0:50052 \
+    LOOKALIKE_SEARCH_HEALTH_ADDRESS=0.0.0.0:50062 \
+    LOOKALIKE_SEARCH_METRICS_ADDRESS=0.0.0.0:9102 \
+    LOOKALIKE_SEARCH_LOG_FORMAT=json
+VOLUME ["/tmp"]
+EXPOSE 50052 50062 9102
+USER 65532:65532
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "/opt/healthcheck.py", "127.0.0.1:50062", "readiness"]
+ENTRYPOINT ["lookalike-search"]
