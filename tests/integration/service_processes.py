@@ -15,9 +15,9 @@ def embedder(name: str, bundle: Path, logs: Path) -> ServerProcess:
 
 
 @contextmanager
-def searching(folder: Path, *embedders: str) -> Iterator[str]:
-    """Runs a search service on the database in a folder; the same one after a restart."""
-    flags = ["--milvus-uri", str(folder / "milvus.db"), "--embedder", ",".join(embedders)]
+def searching(folder: Path, *embedders: str, milvus: str | None = None) -> Iterator[str]:
+    """Runs a search service, on the database in a folder (the same one after a restart) or on a Milvus server."""
+    flags = ["--milvus-uri", milvus or str(folder / "milvus.db"), "--embedder", ",".join(embedders)]
     flags += ["--address", ANY_PORT, "--metrics-address", ANY_PORT]
     with ServerProcess("search-service", "search_service.main", flags, folder) as process:
         yield process.addresses.grpc

@@ -1,6 +1,7 @@
-"""`lookalike reindex` moves a collection to another model under load: real services, real images, Milvus Lite.
+"""`lookalike reindex` moves a collection to another model under load: real services, real images, both backends.
 
-LOOKALIKE_REINDEX_ROWS is how many rows the collection has; the images of all but the first few hundred differ from one
+LOOKALIKE_REINDEX_ROWS is how many rows the collection has (many are for a Milvus server: Milvus Lite does not answer 20
+searches/s in 20,000 rows beside the writes); the images of all but the first few hundred differ from one
 another only in what no decoder looks at, so that each has a hash of its own.
 """
 
@@ -138,11 +139,17 @@ def rows(client: Client, version: int) -> dict[str, tuple[object, str, str, obje
 
 
 def test_a_collection_moves_to_another_model_under_load_and_back(
-    embedders: tuple[str, str], second_bundle: Path, demo_images: DemoImages, tmp_path: Path
+    backend: str,
+    embedders: tuple[str, str],
+    second_bundle: Path,
+    demo_images: DemoImages,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     old, new = embedders
+    milvus = request.getfixturevalue("milvus_server").uri if backend == "server" else None
     images = make_images(demo_images, tmp_path / "images")
-    with searching(tmp_path, old, new) as target, Client(target, timeout=120) as client:
+    with searching(tmp_path, old, new, milvus=milvus) as target, Client(target, timeout=120) as client:
         report = ingest_with_progress(target, "photos", images)
         assert report.failures == []
         missing = images[60]
@@ -190,7 +197,7 @@ def test_a_collection_moves_to_another_model_under_load_and_back(
             target, tmp_path, "--bundle", str(second_bundle)
         )
         client.switch_collection_version("photos", 1)
-        result = client.search("photos", image=images[0].path.read_bytes(), top_k=1)
+        result = client.search("photos", image=images[0].path.read_bytes(), top_k=1, read_your_writes=True)
         assert result.served_by.version == 1
         assert result.hits[0].similarity > 0.99
         tried = client.search("photos", image=images[0].path.read_bytes(), top_k=1, version=2)
@@ -198,6 +205,7 @@ def test_a_collection_moves_to_another_model_under_load_and_back(
         assert tried.hits[0].similarity > 0.99
         with pytest.raises(LookalikeError, match=r"NOT_FOUND.*no version 3"):
             client.count("photos", version=3)
+        client.delete_collection("photos")
 
 
 def versions(client: Client) -> tuple[CollectionVersion, ...]:
