@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import CommandError
 
 if TYPE_CHECKING:
-    from workbench.ingest import Failure, IngestReport
+    from workbench.ingest import Failure, Ingestion, IngestReport
     from workbench.inputs.found import Input
     from workbench.shards import Shard
 
-SHOWN_FAILURES = 5
+_SHOWN_FAILURES = 5
+_INTERRUPTED = 130
 PATHS = """\
   a folder                 all images in it, at any depth; ids are paths relative to it
   a tar file               .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz; read as a stream; ids are the names in it
@@ -67,7 +68,7 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-0", "--null", action="store_true", help="paths on standard input end with NUL, as by -print0")
 
 
-def open_images(args: argparse.Namespace) -> list[Input]:
+def _open_images(args: argparse.Namespace) -> list[Input]:
     """Opens the inputs. Raises CommandError."""
     from workbench.inputs.opening import open_inputs, with_more
 
@@ -77,8 +78,40 @@ def open_images(args: argparse.Namespace) -> list[Input]:
     ]
 
 
+def ingesting(args: argparse.Namespace, work: Callable[[Ingestion, Sequence[Input]], None], *, again: str) -> int:
+    """Opens the inputs, does the work, and says what became of the images; returns the exit code.
+
+    Args:
+        again: what the same command does if this one was stopped.
+    """
+    from workbench.ingest import Ingestion
+
+    inputs = _open_images(args)
+    with _failure_file(args.failures) as on_failure:
+        ingestion = Ingestion(
+            batch=args.batch,
+            concurrency=args.concurrency,
+            shard=args.shard,
+            distinct=len(inputs) == 1 and inputs[0].distinct,
+            on_failure=on_failure,
+            kept_failures=_SHOWN_FAILURES,
+        )
+        report = ingestion.report
+        code = _INTERRUPTED
+        try:
+            work(ingestion, inputs)
+            code = 1 if report.failed or report.stopped_by else 0
+        except KeyboardInterrupt:
+            print()
+        finally:  # also before an error's message
+            _print_failures(report, args.failures)
+            if report.seconds:
+                _print_report(report, again)
+    return code
+
+
 @contextmanager
-def failure_file(path: Path | None) -> Iterator[Callable[[Failure], None]]:
+def _failure_file(path: Path | None) -> Iterator[Callable[[Failure], None]]:
     """Yields what to call with each failure."""
     if path is None:
         yield lambda failure: None
@@ -94,12 +127,19 @@ def failure_file(path: Path | None) -> Iterator[Callable[[Failure], None]]:
         yield write
 
 
-def print_failures(report: IngestReport, file: Path | None) -> None:
+def _print_failures(report: IngestReport, file: Path | None) -> None:
     for failure in report.failures:
         print(f"  failed: {printable(failure.id)}: {printable(failure.reason)}")
     if report.failed > len(report.failures):
         where = f"all of them are in {file}" if file else "--failures FILE writes all of them to a file"
         print(f"  and {report.failed - len(report.failures):,} more; {where}")
+
+
+def _print_report(report: IngestReport, again: str) -> None:
+    print(report)
+    if report.stopped_by or report.done < report.found or not report.all_found:
+        reason = f"stopped by {report.stopped_by}" if report.stopped_by else "interrupted"
+        print(f"That is not all: {reason}. The same command {again}.")
 
 
 def printable(text: str) -> str:

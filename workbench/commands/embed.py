@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from workbench.image_options import PATHS, SHOWN_FAILURES, add_images, failure_file, open_images, print_failures
+from workbench.image_options import PATHS, add_images, ingesting
 from workbench.options import add_ingestion, positive
 
-_INTERRUPTED = 130
+if TYPE_CHECKING:
+    from workbench.ingest import Ingestion
+    from workbench.inputs.found import Input
 
 _DESCRIPTION = f"""\
 Embeds the images of each PATH and writes them to Parquet files that Milvus can import, for the first load of a
@@ -53,13 +56,12 @@ def run(args: argparse.Namespace) -> int:
 
     from lookalike import AsyncEmbedderClient
     from workbench.bulk_embed import EmbeddedRows, origin_of, written
-    from workbench.ingest import CALL_SECONDS, Ingestion, store
+    from workbench.ingest import CALL_SECONDS, store
     from workbench.row_files import Folder, RowWriter, Summary
 
-    inputs = open_images(args)
     folder = Folder(args.out)
 
-    async def run(ingestion: Ingestion) -> None:
+    async def embed(ingestion: Ingestion, inputs: Sequence[Input]) -> None:
         async with AsyncEmbedderClient(args.embedder, timeout=CALL_SECONDS, retry=False) as embedder:
             origin = await origin_of(embedder, args.tenant)
             ingestion.checkpoint, before, files = await asyncio.to_thread(written, folder, args.shard, origin)
@@ -69,26 +71,6 @@ def run(args: argparse.Namespace) -> int:
             if not report.stopped_by:
                 folder.finish(args.shard, Summary(report.found, before + writer.rows, report.failed))
 
-    with failure_file(args.failures) as on_failure:
-        ingestion = Ingestion(
-            batch=args.batch,
-            concurrency=args.concurrency,
-            shard=args.shard,
-            distinct=len(inputs) == 1 and inputs[0].distinct,
-            on_failure=on_failure,
-            kept_failures=SHOWN_FAILURES,
-        )
-        report = ingestion.report
-        code = _INTERRUPTED
-        try:
-            asyncio.run(run(ingestion))
-            code = 1 if report.failed or report.stopped_by else 0
-        except KeyboardInterrupt:
-            print()
-        finally:
-            print_failures(report, args.failures)
-            if report.seconds:
-                print(report)
-    if code == _INTERRUPTED or report.stopped_by:
-        print("That is not all: the same command goes on where this one ended.")
-    return code
+    return ingesting(
+        args, lambda ingestion, inputs: asyncio.run(embed(ingestion, inputs)), again="goes on where this one ended"
+    )

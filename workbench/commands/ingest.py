@@ -9,23 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.image_options import (
-    PATHS,
-    SHOWN_FAILURES,
-    add_images,
-    failure_file,
-    open_images,
-    print_failures,
-    printable,
-)
+from workbench.image_options import PATHS, add_images, ingesting, printable
 from workbench.options import add_ingestion, add_target
 
 if TYPE_CHECKING:
     from workbench.checkpoint import Checkpoint
-    from workbench.ingest import Ingestion, IngestReport
+    from workbench.ingest import Ingestion
     from workbench.inputs.found import Input
 
-_INTERRUPTED = 130
 # Larger batches cost the service less. Three of them are what an embedder holds of bulk work by default.
 _BATCH = 128
 _CONCURRENCY = 3
@@ -72,33 +63,16 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command."""
-    from workbench.ingest import Ingestion
+    goes_on = f"goes on from {args.checkpoint}"
+    again = goes_on if args.checkpoint else "sends all again, of which what is stored is left alone"
 
-    inputs = open_images(args)
-    with failure_file(args.failures) as on_failure:
-        ingestion = Ingestion(
-            batch=args.batch,
-            concurrency=args.concurrency,
-            shard=args.shard,
-            distinct=len(inputs) == 1 and inputs[0].distinct,
-            on_failure=on_failure,
-            kept_failures=SHOWN_FAILURES,
-        )
-        report = ingestion.report
-        code = _INTERRUPTED
-        try:
-            if args.dry_run:
-                _look(ingestion, inputs)
-            else:
-                _store(args, ingestion, inputs)
-            code = 1 if report.failed or report.stopped_by else 0
-        except KeyboardInterrupt:
-            print()
-        finally:  # also before an error's message
-            print_failures(report, args.failures)
-            if not args.dry_run and report.seconds:
-                _print_report(report, args.checkpoint)
-    return code
+    def work(ingestion: Ingestion, inputs: Sequence[Input]) -> None:
+        if args.dry_run:
+            _look(ingestion, inputs)
+        else:
+            _store(args, ingestion, inputs)
+
+    return ingesting(args, work, again=again)
 
 
 def _store(args: argparse.Namespace, ingestion: Ingestion, inputs: Sequence[Input]) -> None:
@@ -163,11 +137,3 @@ def _look(ingestion: Ingestion, inputs: Sequence[Input]) -> None:
         f"{report.found:,} images found = {looked.good:,} would be sent ({looked.bytes / 1e6:,.1f} MB"
         f"{'; ' if formats else ''}{formats}) + {report.failed:,} could not be"
     )
-
-
-def _print_report(report: IngestReport, checkpoint: Path | None) -> None:
-    print(report)
-    if report.stopped_by or report.done < report.found or not report.all_found:
-        reason = f"stopped by {report.stopped_by}" if report.stopped_by else "interrupted"
-        again = f"goes on from {checkpoint}" if checkpoint else "sends all again, of which what is stored is left alone"
-        print(f"That is not all: {reason}. The same command {again}.")

@@ -9,12 +9,12 @@ import platform
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
+from workbench import machine
 from workbench.errors import CommandError
 from workbench.loadtest.load import ClosedLoop, Load, OpenLoop
 from workbench.loadtest.operations import Workload
@@ -126,11 +126,11 @@ def surroundings() -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["lookalike", *sys.argv[1:]],
         "machine": {
-            "processor": _processor(),
+            "processor": machine.processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "system": platform.platform(),
         },
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: machine.version(name) for name in _PACKAGES},
     }
 
 
@@ -182,19 +182,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
