@@ -47,6 +47,11 @@ def rpc_error(code: grpc.StatusCode) -> grpc.RpcError:
         (Milvus(10001, "context deadline exceeded"), DeadlineExceeded, True),
         (Milvus(1, "[search] Retry timeout: 2s"), DeadlineExceeded, True),
         (Milvus(1, "Unexpected error, message=<Cannot invoke RPC on closed channel!>"), Unavailable, True),
+        (
+            Milvus(65535, "empty grpc client: failed to connect 127.0.0.1:5, reason: connection error"),
+            Unavailable,
+            True,
+        ),
         (Milvus(grpc.StatusCode.UNAVAILABLE, "Retry run out"), Unavailable, True),
         (Milvus(1, "something new"), Internal, False),
         (pymilvus.DescribeCollectionException(100, "can't find collection"), NotFound, False),
