@@ -61,6 +61,11 @@ def hnsw_sq(bench: Bench) -> bool:
     return True
 
 
+def bulk_import(bench: Bench) -> bool:
+    # That there is no such file is found out later.
+    return bool(bench.client._handler.do_bulk_insert(bench.collection, "", ["/nowhere.parquet"], timeout=30))
+
+
 def search_by_id(bench: Bench) -> bool:
     bench.upsert({"id": "known"})
     found = bench.client.search(
@@ -136,6 +141,7 @@ def aliases_end_with_their_collection(bench: Bench) -> bool:
 
 TRIALS: dict[FeatureName, Callable[[Bench], bool]] = {
     "hnsw_sq": hnsw_sq,
+    "bulk_import": bulk_import,
     "search_by_id": search_by_id,
     "filter_values": filter_values,
     "null_conditions": null_conditions,
