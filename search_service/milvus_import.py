@@ -32,7 +32,9 @@ def start(version: CollectionVersion, path: str) -> Call[int]:
     """Ask for the import of a file, by its path in Milvus' storage. Returns the number of the task."""
 
     def call(client: Client, timeout: float) -> int:
-        return int(client._handler.do_bulk_insert(version.physical_name, "", [path], timeout=timeout))
+        # The context names the database.
+        context = client._generate_call_context()
+        return int(client._handler.do_bulk_insert(version.physical_name, "", [path], timeout=timeout, context=context))
 
     return call
 
@@ -41,7 +43,7 @@ def state(task: int) -> Call[ImportState]:
     """How far a task is."""
 
     def call(client: Client, timeout: float) -> ImportState:
-        told = client._handler.get_bulk_insert_state(task, timeout=timeout)
+        told = client._handler.get_bulk_insert_state(task, timeout=timeout, context=client._generate_call_context())
         failed = told.state in (BulkInsertState.ImportFailed, BulkInsertState.ImportFailedAndCleaned)
         reason = told.failed_reason or "Milvus gives no reason; its log may"
         return ImportState(

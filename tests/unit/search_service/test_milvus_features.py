@@ -63,7 +63,8 @@ def hnsw_sq(bench: Bench) -> bool:
 
 def bulk_import(bench: Bench) -> bool:
     # That there is no such file is found out later.
-    return bool(bench.client._handler.do_bulk_insert(bench.collection, "", ["/nowhere.parquet"], timeout=30))
+    client, context = bench.client, bench.client._generate_call_context()
+    return bool(client._handler.do_bulk_insert(bench.collection, "", ["/nowhere.parquet"], timeout=30, context=context))
 
 
 def search_by_id(bench: Bench) -> bool:
