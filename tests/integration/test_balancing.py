@@ -140,13 +140,21 @@ def test_calls_of_one_connection_reach_every_embedder(
     embedders: list[Embedder], client: EmbedderClient, images: list[bytes]
 ) -> None:
     earlier = [embedder.calls() for embedder in embedders]
+
+    def got() -> list[int]:
+        return [embedder.calls() - before for embedder, before in zip(embedders, earlier, strict=True)]
+
+    def fair() -> bool:
+        calls = got()
+        return min(calls) > 0.2 * sum(calls)
+
     with Load(client, images) as load:
         load.more(200)
-    got = [embedder.calls() - before for embedder, before in zip(embedders, earlier, strict=True)]
-    print(got)
+        # Envoy sends less to one that is slow, as any may be for a while on a machine with other work.
+        until(fair)
+    print(got())
     assert set(load.codes) == {"OK"}
-    assert sum(got) == len(load.codes)
-    assert min(got) > 0.2 * sum(got)
+    assert sum(got()) == len(load.codes)
 
 
 def test_no_call_fails_when_an_embedder_is_told_to_end(
