@@ -18,6 +18,7 @@ _MODULES = {
         "monitors",
     ),
     "monitoring": ("rules", "rule-tests", "runbooks", "alertmanager", "prometheus", "dashboards"),
+    "milvus": ("milvus",),
     "linters": ("checkov", "hadolint", "yamllint", "shellcheck", "compose", "envoy", "buf"),
 }  # fmt: skip
 CHECKS = {name: module for module, names in _MODULES.items() for name in names}
