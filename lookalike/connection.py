@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from lookalike.aio_status import StreamEnd
 from lookalike.batches import IN_FLIGHT, Batch, Batches, merged, sendable
 from lookalike.call import Call
 from lookalike.channel import connect, connect_aio
@@ -233,10 +234,14 @@ class AsyncConnection(_Settings):
                 raise
 
         call = method(watched())
+        end = StreamEnd(call)
         try:
             with translated():
-                async for response in call:
-                    yield response
+                try:
+                    async for response in call:
+                        yield response
+                except grpc.RpcError as error:
+                    raise await end.error(error) from None
         except (LookalikeError, asyncio.CancelledError):
             if broken:
                 raise broken[0] from None
