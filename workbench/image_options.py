@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import CommandError
+from workbench.options import add_tenant
 
 if TYPE_CHECKING:
     from workbench.ingest import Failure, Ingestion, IngestReport
@@ -32,7 +33,7 @@ PATHS = """\
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Adds which images are read, and what becomes of them."""
     parser.add_argument("paths", nargs="+", metavar="PATH", help="where the images are")
-    parser.add_argument("--tenant", default="", metavar="NAME", help="whose images they become, of several tenants")
+    add_tenant(parser, "whose images they become")
     parser.add_argument(
         "--failures",
         type=Path,

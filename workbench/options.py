@@ -32,6 +32,11 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tenant(parser: argparse.ArgumentParser, whose: str) -> None:
+    """Adds the tenant; `whose` says what of theirs the command is about."""
+    parser.add_argument("--tenant", default="", metavar="NAME", help=f"{whose}, in a collection of several tenants")
+
+
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """Adds the directory that commands keep their things in."""
     parser.add_argument(

@@ -83,6 +83,7 @@ def compare(
     k: int,
     efs: Sequence[int],
     filter: str,
+    tenant: str = "",
     limits: SearchLimits,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Comparison:
@@ -93,6 +94,7 @@ def compare(
         k: hits compared.
         efs: breadths of the search to try.
         filter: which rows may be hits.
+        tenant: whose rows are searched, in a collection of several tenants.
         limits: of the service; they tell how many queries share an exact search.
         on_progress: called for every search.
 
@@ -107,7 +109,7 @@ def compare(
     versions: set[int] = set()
     errors: list[LookalikeError] = []
     for part in _batches(sources, limits):
-        batch = client.search_batch(collection, [_query(source) for source in part], **exactly)
+        batch = client.search_batch(collection, [_query(source) for source in part], tenant=tenant, **exactly)
         versions.add(batch.served_by.version)
         seconds.append(batch.timings.get("search", math.nan))
         for source, hits in zip(part, batch.results, strict=True):
@@ -123,7 +125,7 @@ def compare(
     measured = []
     for ef in (None, *efs):
         breadth = options if ef is None else options | SearchOptions(ef=ef)
-        measured.append(_measure(client, collection, truths, breadth, versions, on_progress))
+        measured.append(_measure(client, collection, tenant, truths, breadth, versions, on_progress))
     if len(versions) > 1:
         raise CommandError("another version of the collection began to serve meanwhile: run the command again")
     return Comparison(
@@ -141,6 +143,7 @@ def compare(
 def _measure(
     client: Client,
     collection: str,
+    tenant: str,
     truths: Mapping[Source, Ranked],
     options: SearchOptions,
     versions: set[int],
@@ -150,7 +153,7 @@ def _measure(
     for source, exact in truths.items():
         query = _query(source)
         try:
-            result = client.search(collection, image=query.image, id=query.id, **options)
+            result = client.search(collection, image=query.image, id=query.id, tenant=tenant, **options)
         except LookalikeError as error:
             if error.code is not grpc.StatusCode.NOT_FOUND:
                 raise

@@ -137,3 +137,19 @@ def test_images_and_filters_are_compared_and_a_flat_index_is_said_to_be_exact(
     client.create_collection("empty", index=IndexSpec(IndexType.HNSW))
     done = recall(service, "--collection", "empty")
     assert (done.returncode, "has no rows" in done.stderr) == (1, True)
+
+
+def test_search_and_recall_are_of_one_tenant_where_there_are_several(
+    service: ServerProcess, client: Client, demo_images: DemoImages
+) -> None:
+    client.create_collection("shared", index=IndexSpec(IndexType.HNSW), multi_tenant=True)
+    files = sorted(demo_images.copies.rglob("*.jpg"))[:12]
+    for tenant, some in (("ants", files[:8]), ("bees", files[8:])):
+        client.upsert("shared", [Item(file.name, image=file.read_bytes()) for file in some], tenant=tenant)
+    command = [sys.executable, "-m", "workbench.main", "search", "--target", service.addresses.grpc, "--json"]
+    command += ["--collection", "shared", "--tenant", "bees", str(files[0])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert {hit["id"] for hit in json.loads(done.stdout)["hits"]} == {file.name for file in files[8:]}
+
+    done = recall(service, "--collection", "shared", "--tenant", "ants", "--top-k", "3", "--ef", "64")
+    assert (done.returncode, "8 queries" in done.stdout) == (0, True), done.stdout + done.stderr

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_target, positive
+from workbench.options import add_target, add_tenant, positive
 
 if TYPE_CHECKING:
     from lookalike import Client, CollectionVersion
@@ -51,6 +51,7 @@ def register(subparsers: Any) -> None:
         help="end with exit code 1 if the mean recall@k with the service's own ef, or with one that --ef names, is "
         "below X, 0 to 1",
     )
+    add_tenant(parser, "whose rows are searched")
     add_target(parser)
     parser.set_defaults(run=run)
 
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
                 k=args.top_k,
                 efs=efs,
                 filter=args.filter,
+                tenant=args.tenant,
                 limits=description.limits,
                 on_progress=bar.advance,
             )
@@ -106,7 +108,7 @@ def _sources(args: argparse.Namespace, client: Client, serving: CollectionVersio
 
     with progress("Choosing queries", serving.row_count, "rows") as bar:
         ids = []
-        for record in client.scan(args.collection, attributes=[]):
+        for record in client.scan(args.collection, tenant=args.tenant, attributes=[]):
             ids.append(record.id)
             bar.advance()
     return [*sample(ids, args.queries, args.seed)]

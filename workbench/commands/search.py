@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_target, positive
+from workbench.options import add_target, add_tenant, positive
 
 if TYPE_CHECKING:
     from lookalike import SearchOptions, SearchResult
@@ -38,6 +38,7 @@ def register(subparsers: Any) -> None:
         "--open", action="store_true", help="show that page in the browser; without --html, one in the temporary folder"
     )
     parser.add_argument("--no-pictures", action="store_true", help="no pictures in the terminal")
+    add_tenant(parser, "whose images are searched")
     add_target(parser)
     parser.set_defaults(run=run)
 
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     results = []
     with Client(args.target) as client:
         for path in args.images:
-            result = client.search(args.collection, image=path.read_bytes(), **options)
+            result = client.search(args.collection, image=path.read_bytes(), tenant=args.tenant, **options)
             results.append((path, result))
             if args.json:
                 print(_as_json(path, result))
