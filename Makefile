@@ -26,7 +26,7 @@ ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest bench-loadtest soak \
+.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest bench-services bench-loadtest soak \
 	test milvus fuzz faults lint format check-deploy check-images pin-images dashboards protos docs constraints clean
 
 help:  ## Show this list.
@@ -55,6 +55,9 @@ bench-search: $(BENCH_STAMP) $(MILVUS_STAMPS)  ## Measure the search beside pymi
 
 bench-ingest: $(BENCH_STAMP)  ## Measure an ingest beside the embedder alone: what it leaves of its speed. IMAGES=DIR.
 	$(BIN)/python -m benchmarks.ingest $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
+
+bench-services: $(BENCH_STAMP) $(MILVUS_STAMPS)  ## Both services under every kind of load, by lookalike loadtest. IMAGES=DIR.
+	$(BIN)/python -m benchmarks.services $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
 bench-loadtest: $(BENCH_STAMP)  ## Measure what the load-test client itself adds, at 1,500 calls/s of 15 KB.
 	$(BIN)/python -m benchmarks.loadtest $(ARGS)
