@@ -10,7 +10,7 @@ from lookalike.search.v1 import search_pb2_grpc
 from search_service.embedder_client import EmbedderClient
 from search_service.embedders import Embedders, targets
 from search_service.milvus_security import Security
-from search_service.rpc import SERVICE_NAME, SearchRpc
+from search_service.rpc import ACCESS, SERVICE_NAME, SearchRpc
 from search_service.service import SearchService
 from search_service.settings import PREFIX, SearchSettings
 from search_service.store import MilvusStore
@@ -46,7 +46,7 @@ async def serve(settings: SearchSettings) -> int:
         aclosing(Embedders(clients)) as embedders,
         aclosing(SearchService(store, embedders, settings)) as service,
     ):
-        server = Server(settings)
+        server = Server(settings, ACCESS)
         service.start(server.draining)
         rpc = SearchRpc(service, settings, str(store.backend), server.draining)
         search_pb2_grpc.add_SearchServiceServicer_to_server(rpc, server.grpc)

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
-from small_server import SERVICE, SmallServicer
+from small_server import ACCESS, SERVICE, SmallServicer
 
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from service_kit.server import Server
@@ -57,7 +57,7 @@ async def ready():
 async def start(check=ready, **settings):
     address, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     settings = {"drain_delay": 0.0, "readiness_interval": 0.1, "grace": 5.0, **settings}
-    server = Server(ServerSettings(address=address, metrics_address=metrics, **settings))
+    server = Server(ServerSettings(address=address, metrics_address=metrics, **settings), ACCESS)
     release = asyncio.Event()
     servicer = SmallServicer(release.wait, server.fail)
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)
