@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
 import secrets
 import tomllib
@@ -28,6 +29,7 @@ _BYTES = 32
 _SELECTOR = 8  # bytes of a hash by which its entry is found
 _FIELDS = {"name", "sha256", "role", "tenants"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # safe in logs and metrics
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # as the search service has it
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MISSING = Unauthenticated("this server takes calls with a token only: send metadata 'authorization: Bearer TOKEN'")
 _FORM = Unauthenticated("the metadata 'authorization' has another form than 'Bearer TOKEN'")
@@ -87,10 +89,11 @@ def entry(token: str, name: str, role: Role, tenants: Iterable[str] = ()) -> str
         FailedPrecondition: it would not be accepted there.
     """
     digest = hashlib.sha256(token.encode()).hexdigest()
-    lines = ["[[token]]", f'name = "{name}"', f'sha256 = "{digest}"', f'role = "{role.name.lower()}"']
-    if named := [f'"{tenant}"' for tenant in tenants]:
-        lines.append(f"tenants = [{', '.join(named)}]")
-    text = "\n".join(lines) + "\n"
+    fields: dict[str, object] = {"name": name, "sha256": digest, "role": role.name.lower()}
+    if named := list(tenants):
+        fields["tenants"] = named
+    # Strings and lists of them are written in TOML as in JSON.
+    text = "[[token]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
     Tokens.parse(text.encode())
     return text
 
@@ -113,8 +116,12 @@ def _entry(number: int, item: Any) -> tuple[bytes, Identity]:
         raise wrong(f"({name}) has the role {role!r}, which is none of {', '.join(known)}")
     if tenants is None:
         return bytes.fromhex(digest), Identity(name, known[role])
-    if not isinstance(tenants, list) or not tenants or not all(isinstance(each, str) and each for each in tenants):
-        raise wrong(f"({name}) has tenants that are no list of names; leave them out for all tenants")
+    if not isinstance(tenants, list) or not tenants or not all(_is_tenant(each) for each in tenants):
+        raise wrong(f"({name}) has tenants that are no list of names of tenants; leave them out for all tenants")
     if known[role] is Role.ADMIN:
         raise wrong(f"({name}) is an admin of some tenants, but what admins do concerns all: take the role write")
     return bytes.fromhex(digest), Identity(name, known[role], frozenset(tenants))
+
+
+def _is_tenant(value: object) -> bool:
+    return isinstance(value, str) and _TENANT.fullmatch(value) is not None
