@@ -17,10 +17,9 @@ def is_local(target: str) -> bool:
     """
     if target.startswith(_UNIX):
         return True
-    names = target
-    for scheme in ("dns:", "ipv4:", "ipv6:"):
-        # A name with an authority, dns://SERVER/NAME, is looked up elsewhere.
-        names = names.removeprefix(scheme).removeprefix("///") if names.startswith(scheme) else names
+    scheme, _, rest = target.partition(":")
+    # A name with an authority, dns://SERVER/NAME, is looked up elsewhere, and so is no loopback.
+    names = rest.removeprefix("///") if scheme in ("dns", "ipv4", "ipv6") else target
     return all(_is_loopback(name) for name in names.split(","))
 
 

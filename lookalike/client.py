@@ -7,13 +7,11 @@ from contextlib import closing
 from functools import partial
 from typing import Unpack
 
-import grpc
-
 from lookalike import types as t
 from lookalike._convert import search as calls
 from lookalike.batches import Batches, is_too_much
 from lookalike.connection import Connection
-from lookalike.errors import LookalikeError
+from lookalike.errors import MAYBE_THERE, LookalikeError
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
 from lookalike.security import Security
 
@@ -74,12 +72,13 @@ class Client(Connection):
             space: where its vectors live; None means the space of the embedder's model.
             index: how vectors are indexed; None means the service's choice, as `IndexType` tells.
             multi_tenant: whether rows belong to tenants. Cannot be changed later.
-            if_not_exists: returns the collection that has the name, whatever it is like, instead of ALREADY_EXISTS.
+            if_not_exists: returns the collection that has the name, whatever it is like, instead of ALREADY_EXISTS; and
+                instead of PERMISSION_DENIED, for callers who may write but not create.
         """
         try:
             return self._call(calls.create_collection(name, space, index, multi_tenant))
         except LookalikeError as error:
-            if if_not_exists and error.code is grpc.StatusCode.ALREADY_EXISTS:
+            if if_not_exists and error.code in MAYBE_THERE:
                 return self.describe_collection(name).collection
             raise
 

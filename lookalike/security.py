@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from lookalike.addresses import is_local
 
 _LOOK_SECONDS = 1.0  # between two looks whether a token's file has changed
 _PREFIX = "LOOKALIKE_"
+_TOKEN = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,6 @@ class Security:
         token: a bearer token; or
         token_file: a file that holds one.
         plaintext_token: sends the token to other machines unencrypted: whoever sees the traffic can use it.
-
-    >>> Security(ca=Path("ca.pem"), token="secret")
-    Security(tls=False, ca=PosixPath('ca.pem'), client_cert=None, client_key=None, server_name='', token_file=None, \
-plaintext_token=False)
     """
 
     tls: bool = False
@@ -111,7 +109,7 @@ plaintext_token=False)
 
         Raises:
             OSError: the token's file cannot be read.
-            ValueError: it is empty.
+            ValueError: it is empty, or holds no token.
         """
         return Bearer(self.token, self.token_file)
 
@@ -172,7 +170,11 @@ def _stamp(file: Path) -> object:
 
 
 def _metadata(token: str) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {token}"),) if token else ()
+    if not token:
+        return ()
+    if not _TOKEN.fullmatch(token):  # gRPC would refuse the call, and show the token
+        raise ValueError("the token has spaces or other characters that no token has")
+    return (("authorization", f"Bearer {token}"),)
 
 
 def _flag(text: str) -> bool:

@@ -91,6 +91,7 @@ class Reloaded(Generic[T]):
     def _parsed(self, contents: Sequence[bytes]) -> T:
         try:
             return self._parse(contents)
-        except FailedPrecondition as error:
+        except Exception as error:  # whatever is in the files, the looks at them go on
+            reason = error.message if isinstance(error, FailedPrecondition) else repr(error)
             names = ", ".join(map(str, self._files))
-            raise FailedPrecondition(f"the {self._what} in {names} cannot be used: {error.message}") from None
+            raise FailedPrecondition(f"the {self._what} in {names} cannot be used: {reason}") from None

@@ -62,7 +62,10 @@ class Tokens:
         items = document.get("token")
         if document.keys() != {"token"} or not isinstance(items, list) or not items:
             raise FailedPrecondition("it has to consist of [[token]] entries, at least one")
-        return cls([_entry(number, item) for number, item in enumerate(items, 1)])
+        entries = [_entry(number, item) for number, item in enumerate(items, 1)]
+        if len({digest for digest, _ in entries}) < len(entries):
+            raise FailedPrecondition("two entries have the same sha256: make a token for each caller")
+        return cls(entries)
 
     def identify(self, metadata: Iterable[tuple[str, str | bytes]]) -> Identity | Unauthenticated:
         """Returns who a call's metadata says it comes from, or what is wrong with that."""

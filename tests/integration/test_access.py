@@ -210,6 +210,9 @@ def test_one_bound_to_a_tenant_works_on_its_rows_and_learns_nothing_of_others(se
             refused(lambda tenant=tenant: acme.search("shared", vector=point(1, 0, 0, 0), tenant=tenant))
             refused(lambda tenant=tenant: acme.delete("shared", ids=["of-other"], tenant=tenant))
         refused(lambda: list(acme.scan("shared", all_tenants=True)))
+        refused(lambda: acme.create_collection("another"))
+        assert acme.create_collection("shared", if_not_exists=True).name == "shared"
+        refused(lambda: acme.create_collection("another", if_not_exists=True), grpc.StatusCode.NOT_FOUND)
         refused(lambda: acme.delete_collection("shared"))
         refused(lambda: acme.count("plain"))
         refused(lambda: acme.describe_collection("plain"))
@@ -271,6 +274,22 @@ def test_commands_take_tls_and_a_token_by_flags_and_variables(secured: Secured, 
     done = command(*listing[:-1], "search.test:50052", LOOKALIKE_TOKEN="token-of-read")
     assert (done.returncode, "would go to search.test:50052 unencrypted" in done.stderr) == (1, True)
     assert "token-of" not in done.stdout + done.stderr
+
+
+def test_an_ingest_takes_no_more_than_the_role_write_and_its_tenant(
+    secured: Secured, demo_images: DemoImages, tmp_path: Path
+) -> None:
+    (tmp_path / "cat.jpg").write_bytes(demo_images.queries[0].read_bytes())
+    with secured.caller("admin") as admin:
+        admin.create_collection("albums", multi_tenant=True)
+        ingest = ["workbench.main", "ingest", str(tmp_path), "--collection", "albums", "--target", secured.search]
+        variables = {"LOOKALIKE_CA": str(secured.authority.cert), "LOOKALIKE_TOKEN": "token-of-acme"}
+        done = command(*ingest, "--tenant", "acme", **variables)
+        assert done.returncode == 0, done.stderr
+        assert admin.count("albums", tenant="acme") == 1
+        done = command(*ingest, "--tenant", "other", **variables)
+        assert (done.returncode, "PERMISSION_DENIED" in done.stdout + done.stderr) == (1, True)
+        admin.delete_collection("albums")
 
 
 def test_a_server_does_not_serve_others_in_plaintext(tmp_path: Path) -> None:

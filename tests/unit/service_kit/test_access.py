@@ -186,6 +186,12 @@ def test_a_file_of_tokens_that_is_none_is_told_what_is_wrong(text, reason):
         Tokens.parse(text.encode())
 
 
+def test_a_token_has_one_entry():
+    entry = tokens.entry("secret", "one", Role.READ) + tokens.entry("secret", "two", Role.ADMIN)
+    with pytest.raises(FailedPrecondition, match="same sha256"):
+        Tokens.parse(entry.encode())
+
+
 def test_a_file_of_tokens_holds_hashes():
     token = tokens.new_token()
     entry = tokens.entry(token, "reader", Role.READ)
