@@ -7,15 +7,14 @@ from contextlib import aclosing
 from functools import partial
 from typing import Unpack
 
-import grpc
-
 from lookalike import types as t
 from lookalike._convert import search as calls
 from lookalike.batches import Batches, is_too_much
 from lookalike.connection import AsyncConnection, aiter_any
-from lookalike.errors import LookalikeError
+from lookalike.errors import MAYBE_THERE, LookalikeError
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
+from lookalike.security import Security
 
 
 class AsyncClient(AsyncConnection):
@@ -29,8 +28,15 @@ class AsyncClient(AsyncConnection):
     ['cat.jpg']
     """
 
-    def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0, retry: bool = True) -> None:
-        super().__init__(target, timeout, retry, SearchServiceStub)
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50052",
+        *,
+        timeout: float = 30.0,
+        retry: bool = True,
+        security: Security | None = None,
+    ) -> None:
+        super().__init__(target, timeout, retry, security, SearchServiceStub)
 
     # ---- Collections
 
@@ -47,7 +53,7 @@ class AsyncClient(AsyncConnection):
         try:
             return await self._call(calls.create_collection(name, space, index, multi_tenant))
         except LookalikeError as error:
-            if if_not_exists and error.code is grpc.StatusCode.ALREADY_EXISTS:
+            if if_not_exists and error.code in MAYBE_THERE:
                 return (await self.describe_collection(name)).collection
             raise
 

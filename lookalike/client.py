@@ -7,14 +7,13 @@ from contextlib import closing
 from functools import partial
 from typing import Unpack
 
-import grpc
-
 from lookalike import types as t
 from lookalike._convert import search as calls
 from lookalike.batches import Batches, is_too_much
 from lookalike.connection import Connection
-from lookalike.errors import LookalikeError
+from lookalike.errors import MAYBE_THERE, LookalikeError
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
+from lookalike.security import Security
 
 
 class Client(Connection):
@@ -31,6 +30,7 @@ class Client(Connection):
         target: the search service, a gRPC name such as "127.0.0.1:50052" or "dns:///lookalike-search:50052".
         timeout: deadline of every call in seconds, for all its attempts together; see `with_timeout`.
         retry: False makes every call one attempt, for callers that want to see each refusal.
+        security: TLS and a token; None means what the environment says, see `Security.from_environment`.
 
     >>> with Client("127.0.0.1:50052", timeout=10) as client:
     ...     collection = client.create_collection("photos", if_not_exists=True)
@@ -44,8 +44,15 @@ class Client(Connection):
     mirrored.jpg, the same cat, of 2005, and rocket.jpg of no year.
     """
 
-    def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0, retry: bool = True) -> None:
-        super().__init__(target, timeout, retry, SearchServiceStub)
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50052",
+        *,
+        timeout: float = 30.0,
+        retry: bool = True,
+        security: Security | None = None,
+    ) -> None:
+        super().__init__(target, timeout, retry, security, SearchServiceStub)
 
     # ---- Collections
 
@@ -65,12 +72,13 @@ class Client(Connection):
             space: where its vectors live; None means the space of the embedder's model.
             index: how vectors are indexed; None means the service's choice, as `IndexType` tells.
             multi_tenant: whether rows belong to tenants. Cannot be changed later.
-            if_not_exists: returns the collection that has the name, whatever it is like, instead of ALREADY_EXISTS.
+            if_not_exists: returns the collection that has the name, whatever it is like, instead of ALREADY_EXISTS; and
+                instead of PERMISSION_DENIED, for callers who may write but not create.
         """
         try:
             return self._call(calls.create_collection(name, space, index, multi_tenant))
         except LookalikeError as error:
-            if if_not_exists and error.code is grpc.StatusCode.ALREADY_EXISTS:
+            if if_not_exists and error.code in MAYBE_THERE:
                 return self.describe_collection(name).collection
             raise
 

@@ -13,6 +13,8 @@ from grpc_status import rpc_status
 
 # The metadata that names a call in the services' logs and traces; a caller may send it, every call's end returns it.
 REQUEST_ID_KEY = "lookalike-request-id"
+# Who may not create collections is told so whether there is one or not.
+MAYBE_THERE = (grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.PERMISSION_DENIED)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 

@@ -11,6 +11,19 @@ from search_service.settings import PREFIX as SEARCH_PREFIX
 from search_service.settings import SearchSettings
 from service_kit.settings import reference
 
+# What `lookalike.Security` and `workbench.options` take.
+_CLIENTS = (
+    "| flag | environment variable | default | meaning |",
+    "|---|---|---|---|",
+    "| `--tls` | `LOOKALIKE_TLS` | `0` | Encrypt, and check the server. Implied by the next four, but for the key. |",
+    "| `--ca` | `LOOKALIKE_CA` | `none` | PEM file of the authorities of servers; none: those of gRPC. |",
+    "| `--cert` | `LOOKALIKE_CLIENT_CERT` | `none` | PEM file of a certificate to show (mutual TLS). |",
+    "| `--key` | `LOOKALIKE_CLIENT_KEY` | `none` | PEM file of that certificate's private key. |",
+    "| `--server-name` | `LOOKALIKE_SERVER_NAME` | `none` | Name in its certificate, where its address has another. |",
+    "| `--token-file` | `LOOKALIKE_TOKEN_FILE` | `none` | File with a bearer token; read again when it changes. |",
+    "| none | `LOOKALIKE_TOKEN` | `none` | The token itself, instead. |",
+    "| `--plaintext-token` | `LOOKALIKE_PLAINTEXT_TOKEN` | `0` | Send the token elsewhere without TLS as well. |",
+)
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
 
@@ -29,6 +42,10 @@ def render() -> str:
             "## Search service (`lookalike-search`)",
             "",
             reference(SearchSettings, SEARCH_PREFIX),
+            "## Clients (the `lookalike` command, and the Python client where no `security` is given)",
+            "",
+            *_CLIENTS,
+            "",
         )
     )
 

@@ -23,6 +23,7 @@ _COMMANDS = (
     "compare_backbones",
     "recall",
     "loadtest",
+    "token",
     "bundle",
     "caltech101",
 )

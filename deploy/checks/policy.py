@@ -27,7 +27,7 @@ NAME = "app.kubernetes.io/name"
 SERVICES = ("embedder", "search")
 START_SECONDS = 300
 # What the reader brings: secrets, volumes.
-EXTERNAL = {"milvus-credentials", "bundle", "images"}
+EXTERNAL = {"milvus-credentials", "tokens", "bundle", "images"}
 # Every flow that is allowed: from whom, to whom, to which port.
 FLOWS = {
     ("search", "embedder", "grpc"),
@@ -368,7 +368,8 @@ def _references(workload: Object, objects: list[Object]) -> Iterator[str]:
         for volume in spec.get("volumes", [])
     ]
     for container in containers(workload):
-        sources += [each["configMapRef"]["name"] for each in container.get("envFrom", [])]
+        references = (each["configMapRef"] for each in container.get("envFrom", []))
+        sources += [each["name"] for each in references if not each.get("optional")]
         for mount in container.get("volumeMounts", []):
             if mount["name"] not in volumes:
                 yield f"{container['name']} mounts {mount['name']}, which is no volume"

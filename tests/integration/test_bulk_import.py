@@ -1,7 +1,7 @@
 """The offline path: rows in Parquet files, imported by a real Milvus server, are what the online path stores.
 
-LOOKALIKE_BULK_ROWS is how many rows are imported; `make faults` takes 200,000. LOOKALIKE_CALTECH101 is a folder to embed
-and import instead of some small one.
+LOOKALIKE_BULK_ROWS is how many rows are imported; `make faults` takes 200,000. LOOKALIKE_CALTECH101 is a folder to
+embed and import instead of some small one.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_target, add_tenant, positive
+from workbench.options import add_target, add_tenant, positive, security
 
 if TYPE_CHECKING:
     from lookalike import SearchOptions, SearchResult
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.min_similarity is not None:
         options["min_similarity"] = args.min_similarity
     results = []
-    with Client(args.target) as client:
+    with Client(args.target, security=security(args)) as client:
         for path in args.images:
             result = client.search(args.collection, image=path.read_bytes(), tenant=args.tenant, **options)
             results.append((path, result))

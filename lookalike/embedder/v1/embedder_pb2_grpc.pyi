@@ -38,6 +38,8 @@ class EmbedderServiceStub:
       FAILED_PRECONDITION  the caller expected another model (`expected_fingerprint`)
       RESOURCE_EXHAUSTED   the queue is full; google.rpc.RetryInfo in the details says when to try again
       DEADLINE_EXCEEDED    the deadline passed before the image was embedded; no work is done for it any more
+      UNAUTHENTICATED      the server asks for a token (metadata `authorization: Bearer ...`), and this one is missing or unknown
+      PERMISSION_DENIED    the token's role is too small for the call, or the tenant is not one of its own
       INTERNAL             the model failed on this image alone; the server's log has the details
       UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
@@ -77,6 +79,8 @@ class EmbedderServiceAsyncStub(EmbedderServiceStub):
       FAILED_PRECONDITION  the caller expected another model (`expected_fingerprint`)
       RESOURCE_EXHAUSTED   the queue is full; google.rpc.RetryInfo in the details says when to try again
       DEADLINE_EXCEEDED    the deadline passed before the image was embedded; no work is done for it any more
+      UNAUTHENTICATED      the server asks for a token (metadata `authorization: Bearer ...`), and this one is missing or unknown
+      PERMISSION_DENIED    the token's role is too small for the call, or the tenant is not one of its own
       INTERNAL             the model failed on this image alone; the server's log has the details
       UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 
@@ -112,6 +116,8 @@ class EmbedderServiceServicer(metaclass=_abc_1.ABCMeta):
       FAILED_PRECONDITION  the caller expected another model (`expected_fingerprint`)
       RESOURCE_EXHAUSTED   the queue is full; google.rpc.RetryInfo in the details says when to try again
       DEADLINE_EXCEEDED    the deadline passed before the image was embedded; no work is done for it any more
+      UNAUTHENTICATED      the server asks for a token (metadata `authorization: Bearer ...`), and this one is missing or unknown
+      PERMISSION_DENIED    the token's role is too small for the call, or the tenant is not one of its own
       INTERNAL             the model failed on this image alone; the server's log has the details
       UNAVAILABLE          the server is starting, draining or has lost its worker; try another one
 

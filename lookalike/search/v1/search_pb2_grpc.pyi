@@ -42,12 +42,15 @@ class SearchServiceStub:
                            embedder has the model of a version that the image has to go to, the version to delete serves
       RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
       DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
+      UNAUTHENTICATED      the server asks for a token (metadata `authorization: Bearer ...`), and this one is missing or unknown
+      PERMISSION_DENIED    the token's role is too small for the call, or the tenant is not one of its own
       INTERNAL             the service failed on this request; its log has the details
       UNAVAILABLE          the embedder or the database cannot be reached; a write may or may not have happened
       UNIMPLEMENTED        this server, or the database behind it, lacks the feature
 
     Tenants: in a collection created with `multi_tenant`, each request works on the rows of the one tenant it names, and
-    ids are unique within a tenant. In any other collection the tenant must be empty.
+    ids are unique within a tenant. In any other collection the tenant must be empty. Callers that are bound to tenants are
+    not told how many rows a collection has.
     """
 
     @_typing.overload
@@ -112,12 +115,15 @@ class SearchServiceAsyncStub(SearchServiceStub):
                            embedder has the model of a version that the image has to go to, the version to delete serves
       RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
       DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
+      UNAUTHENTICATED      the server asks for a token (metadata `authorization: Bearer ...`), and this one is missing or unknown
+      PERMISSION_DENIED    the token's role is too small for the call, or the tenant is not one of its own
       INTERNAL             the service failed on this request; its log has the details
       UNAVAILABLE          the embedder or the database cannot be reached; a write may or may not have happened
       UNIMPLEMENTED        this server, or the database behind it, lacks the feature
 
     Tenants: in a collection created with `multi_tenant`, each request works on the rows of the one tenant it names, and
-    ids are unique within a tenant. In any other collection the tenant must be empty.
+    ids are unique within a tenant. In any other collection the tenant must be empty. Callers that are bound to tenants are
+    not told how many rows a collection has.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -178,12 +184,15 @@ class SearchServiceServicer(metaclass=_abc_1.ABCMeta):
                            embedder has the model of a version that the image has to go to, the version to delete serves
       RESOURCE_EXHAUSTED   the service or one behind it is at its limit; google.rpc.RetryInfo says when to try again
       DEADLINE_EXCEEDED    the deadline passed; a write may or may not have happened: send the same upsert again
+      UNAUTHENTICATED      the server asks for a token (metadata `authorization: Bearer ...`), and this one is missing or unknown
+      PERMISSION_DENIED    the token's role is too small for the call, or the tenant is not one of its own
       INTERNAL             the service failed on this request; its log has the details
       UNAVAILABLE          the embedder or the database cannot be reached; a write may or may not have happened
       UNIMPLEMENTED        this server, or the database behind it, lacks the feature
 
     Tenants: in a collection created with `multi_tenant`, each request works on the rows of the one tenant it names, and
-    ids are unique within a tenant. In any other collection the tenant must be empty.
+    ids are unique within a tenant. In any other collection the tenant must be empty. Callers that are bound to tenants are
+    not told how many rows a collection has.
     """
 
     @_abc_1.abstractmethod

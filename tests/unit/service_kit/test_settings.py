@@ -40,6 +40,8 @@ def test_a_flag_beats_the_variable_which_beats_the_default():
         (["--folder", ""], "folder", None),
         (["--reflection", "off"], "reflection", False),
         (["--reflection", "TRUE"], "reflection", True),
+        (["--insecure"], "insecure", True),
+        (["--insecure", "false"], "insecure", False),
     ],
 )
 def test_values_have_the_type_of_their_field(argv, name, expected):
