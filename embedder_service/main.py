@@ -42,7 +42,7 @@ async def serve(settings: EmbedderSettings) -> int:
     started = time.monotonic()
     manifest, runtime = load(settings)
     try:
-        server = Server(settings)
+        server = Server(settings, rpc.ACCESS)
         pipeline = build_pipeline(settings, manifest, runtime, server.fail)
         try:
             await pipeline.warm_up()

@@ -16,9 +16,15 @@ from embedder_service.pipeline import Pipeline, Stages
 from embedder_service.stream import Item, embed_stream
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from service_kit import calls, status
+from service_kit.access import Needs
 from service_kit.errors import FailedPrecondition, InvalidArgument, ServiceError
+from service_kit.identity import Role
 
 SERVICE: str = embedder_pb2.DESCRIPTOR.services_by_name["EmbedderService"].full_name
+
+# The embedder keeps nothing, so nothing here belongs to a tenant.
+_READ = Needs(Role.READ, shared=True)
+ACCESS = {SERVICE: {"GetModel": _READ, "Embed": _READ, "EmbedBatch": _READ, "EmbedStream": _READ}}
 
 _LANES = {embedder_pb2.PRIORITY_INTERACTIVE: Lane.INTERACTIVE, embedder_pb2.PRIORITY_BULK: Lane.BULK}
 _WANTS_TIMINGS = ("lookalike-timings", "1")

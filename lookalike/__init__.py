@@ -21,6 +21,7 @@ from lookalike.aio_embedder_client import AsyncEmbedderClient
 from lookalike.client import Client
 from lookalike.embedder_client import EmbedderClient
 from lookalike.errors import LookalikeError
+from lookalike.security import Security
 from lookalike.tables import to_numpy, to_pandas
 from lookalike.types import (
     Attributes,
@@ -94,6 +95,7 @@ __all__ = [
     "SearchLimits",
     "SearchOptions",
     "SearchResult",
+    "Security",
     "ServedBy",
     "UpsertOutcome",
     "UpsertResult",

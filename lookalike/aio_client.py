@@ -16,6 +16,7 @@ from lookalike.connection import AsyncConnection, aiter_any
 from lookalike.errors import LookalikeError
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
+from lookalike.security import Security
 
 
 class AsyncClient(AsyncConnection):
@@ -29,8 +30,15 @@ class AsyncClient(AsyncConnection):
     ['cat.jpg']
     """
 
-    def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0, retry: bool = True) -> None:
-        super().__init__(target, timeout, retry, SearchServiceStub)
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50052",
+        *,
+        timeout: float = 30.0,
+        retry: bool = True,
+        security: Security | None = None,
+    ) -> None:
+        super().__init__(target, timeout, retry, security, SearchServiceStub)
 
     # ---- Collections
 

@@ -12,6 +12,7 @@ from lookalike.connection import AsyncConnection, aiter_any
 from lookalike.embedder.v1 import embedder_pb2 as pb
 from lookalike.embedder.v1.embedder_pb2_grpc import EmbedderServiceStub
 from lookalike.errors import LookalikeError
+from lookalike.security import Security
 
 
 class AsyncEmbedderClient(AsyncConnection):
@@ -24,8 +25,15 @@ class AsyncEmbedderClient(AsyncConnection):
     True
     """
 
-    def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0, retry: bool = True) -> None:
-        super().__init__(target, timeout, retry, EmbedderServiceStub)
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        timeout: float = 30.0,
+        retry: bool = True,
+        security: Security | None = None,
+    ) -> None:
+        super().__init__(target, timeout, retry, security, EmbedderServiceStub)
 
     async def get_model(self) -> t.ModelDescription:
         """Describes the model that is served, and the limits on requests."""

@@ -1,11 +1,15 @@
-"""How this package connects: message size, keepalive, load balancing and retries."""
+"""How this package connects: TLS, message size, keepalive, load balancing and retries."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import grpc
 import grpc.aio
+
+from lookalike.addresses import is_local
+from lookalike.security import PLAINTEXT, Security
 
 MAX_MESSAGE_BYTES = 64 << 20
 KEEPALIVE_SECONDS = 20  # servers of this package accept it; by default they would close the connection after a while
@@ -38,17 +42,46 @@ _SERVICE_CONFIG = {
 }
 
 
-def connect(target: str, *, retry: bool = True) -> grpc.Channel:
+def connect(target: str, *, security: Security = PLAINTEXT, retry: bool = True) -> grpc.Channel:
     """Opens a channel to `target`, a gRPC name such as "127.0.0.1:50052" or "dns:///search:50052".
 
-    Without `retry`, calls are left to their caller.
+    Without `retry`, calls are left to their caller. What `security` says of a token is left to whoever makes calls.
+
+    Raises:
+        ValueError, OSError: see `Security`.
     """
-    return grpc.insecure_channel(target, options=_options(MAX_MESSAGE_BYTES, retry=retry))
+    security.check(target)
+    options = _options(MAX_MESSAGE_BYTES, retry=retry) + _security_options(target, security)
+    credentials = security.credentials()
+    if credentials is None:
+        return grpc.insecure_channel(target, options=options)
+    return grpc.secure_channel(target, credentials, options=options)
 
 
-def connect_aio(target: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES, retry: bool = True) -> grpc.aio.Channel:
+def connect_aio(
+    target: str,
+    *,
+    security: Security = PLAINTEXT,
+    max_message_bytes: int = MAX_MESSAGE_BYTES,
+    retry: bool = True,
+) -> grpc.aio.Channel:
     """Opens a channel for asyncio to `target`, as `connect` does."""
-    return grpc.aio.insecure_channel(target, options=_options(max_message_bytes, retry=retry))
+    return open_aio(target, security, _options(max_message_bytes, retry=retry))
+
+
+def open_aio(
+    target: str,
+    security: Security,
+    options: Sequence[tuple[str, str | int]],
+    compression: grpc.Compression | None = None,
+) -> grpc.aio.Channel:
+    """Opens a channel for asyncio with options of the caller's; raises as `connect` does."""
+    security.check(target)
+    options = [*options, *_security_options(target, security)]
+    credentials = security.credentials()
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options, compression=compression)
+    return grpc.aio.secure_channel(target, credentials, options=options, compression=compression)
 
 
 def _options(max_message_bytes: int, *, retry: bool) -> list[tuple[str, str | int]]:
@@ -71,3 +104,13 @@ def _options(max_message_bytes: int, *, retry: bool) -> list[tuple[str, str | in
         ("grpc.keepalive_timeout_ms", 5_000),
         (PING_TIMEOUT_OPTION, _PING_TIMEOUT_SECONDS * 1000),
     ]
+
+
+def _security_options(target: str, security: Security) -> list[tuple[str, str | int]]:
+    options: list[tuple[str, str | int]] = []
+    if security.server_name:
+        options.append(("grpc.ssl_target_name_override", security.server_name))
+    if is_local(target):
+        # What stays on this machine does not go through the proxy of the environment.
+        options.append(("grpc.enable_http_proxy", 0))
+    return options

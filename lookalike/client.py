@@ -15,6 +15,7 @@ from lookalike.batches import Batches, is_too_much
 from lookalike.connection import Connection
 from lookalike.errors import LookalikeError
 from lookalike.search.v1.search_pb2_grpc import SearchServiceStub
+from lookalike.security import Security
 
 
 class Client(Connection):
@@ -31,6 +32,7 @@ class Client(Connection):
         target: the search service, a gRPC name such as "127.0.0.1:50052" or "dns:///lookalike-search:50052".
         timeout: deadline of every call in seconds, for all its attempts together; see `with_timeout`.
         retry: False makes every call one attempt, for callers that want to see each refusal.
+        security: TLS and a token; None means what the environment says, see `Security.from_environment`.
 
     >>> with Client("127.0.0.1:50052", timeout=10) as client:
     ...     collection = client.create_collection("photos", if_not_exists=True)
@@ -44,8 +46,15 @@ class Client(Connection):
     mirrored.jpg, the same cat, of 2005, and rocket.jpg of no year.
     """
 
-    def __init__(self, target: str = "127.0.0.1:50052", *, timeout: float = 30.0, retry: bool = True) -> None:
-        super().__init__(target, timeout, retry, SearchServiceStub)
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50052",
+        *,
+        timeout: float = 30.0,
+        retry: bool = True,
+        security: Security | None = None,
+    ) -> None:
+        super().__init__(target, timeout, retry, security, SearchServiceStub)
 
     # ---- Collections
 

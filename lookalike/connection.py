@@ -29,6 +29,7 @@ from lookalike.call import Call
 from lookalike.channel import connect, connect_aio
 from lookalike.errors import LookalikeError, translated
 from lookalike.retries import Attempts
+from lookalike.security import Bearer, Security
 
 T = TypeVar("T")
 Q = TypeVar("Q")
@@ -39,6 +40,7 @@ class _Settings:
 
     _timeout: float
     _retry: bool
+    _bearer: Bearer
 
     def with_timeout(self, seconds: float) -> Self:
         """Returns this client with another deadline for calls, such as what is left of a caller's own.
@@ -52,6 +54,9 @@ class _Settings:
         other._timeout = seconds
         return other
 
+    def _metadata(self) -> tuple[tuple[str, str], ...] | None:
+        return self._bearer.metadata() or None
+
     def _attempts(self, call: Call[Any]) -> Attempts:
         return Attempts(call.method, self._timeout, retry=self._retry)
 
@@ -59,8 +64,12 @@ class _Settings:
 class Connection(_Settings):
     """A synchronous client's connection. Safe to share between threads."""
 
-    def __init__(self, target: str, timeout: float, retry: bool, stub: Callable[[grpc.Channel], Any]) -> None:
-        self._channel = connect(target, retry=retry)
+    def __init__(
+        self, target: str, timeout: float, retry: bool, security: Security | None, stub: Callable[[grpc.Channel], Any]
+    ) -> None:
+        security = security or Security.from_environment()
+        self._bearer = security.bearer()
+        self._channel = connect(target, security=security, retry=retry)
         self._stub = stub(self._channel)
         self._timeout = timeout
         self._retry = retry
@@ -82,7 +91,7 @@ class Connection(_Settings):
         while True:
             try:
                 with translated():
-                    response = method(call.request, timeout=attempts.seconds_left)
+                    response = method(call.request, timeout=attempts.seconds_left, metadata=self._metadata())
                 return call.result(response)
             except LookalikeError as error:
                 pause = attempts.pause_after(error)
@@ -95,7 +104,7 @@ class Connection(_Settings):
         method, attempts = getattr(self._stub, call.method), self._attempts(call)
         begun = False
         while True:
-            responses = method(call.request)
+            responses = method(call.request, metadata=self._metadata())
             try:
                 with translated():
                     for response in responses:
@@ -121,7 +130,7 @@ class Connection(_Settings):
                 broken.append(error)
                 raise
 
-        call = method(watched())
+        call = method(watched(), metadata=self._metadata())
         try:
             with translated():
                 yield from call
@@ -170,8 +179,17 @@ class Connection(_Settings):
 class AsyncConnection(_Settings):
     """An asyncio client's connection. Belongs to one event loop."""
 
-    def __init__(self, target: str, timeout: float, retry: bool, stub: Callable[[grpc.aio.Channel], Any]) -> None:
-        self._channel = connect_aio(target, retry=retry)
+    def __init__(
+        self,
+        target: str,
+        timeout: float,
+        retry: bool,
+        security: Security | None,
+        stub: Callable[[grpc.aio.Channel], Any],
+    ) -> None:
+        security = security or Security.from_environment()
+        self._bearer = security.bearer()
+        self._channel = connect_aio(target, security=security, retry=retry)
         self._stub = stub(self._channel)
         self._timeout = timeout
         self._retry = retry
@@ -193,7 +211,7 @@ class AsyncConnection(_Settings):
         while True:
             try:
                 with translated():
-                    response = await method(call.request, timeout=attempts.seconds_left)
+                    response = await method(call.request, timeout=attempts.seconds_left, metadata=self._metadata())
                 return call.result(response)
             except LookalikeError as error:
                 pause = attempts.pause_after(error)
@@ -206,7 +224,7 @@ class AsyncConnection(_Settings):
         method, attempts = getattr(self._stub, call.method), self._attempts(call)
         begun = False
         while True:
-            responses = method(call.request)
+            responses = method(call.request, metadata=self._metadata())
             try:
                 with translated():
                     async for response in responses:
@@ -233,7 +251,7 @@ class AsyncConnection(_Settings):
                 broken.append(error)
                 raise
 
-        call = method(watched())
+        call = method(watched(), metadata=self._metadata())
         end = StreamEnd(call)
         try:
             with translated():

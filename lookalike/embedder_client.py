@@ -11,6 +11,7 @@ from lookalike.batches import Batches
 from lookalike.connection import Connection
 from lookalike.embedder.v1.embedder_pb2_grpc import EmbedderServiceStub
 from lookalike.errors import LookalikeError
+from lookalike.security import Security
 
 
 class EmbedderClient(Connection):
@@ -24,6 +25,7 @@ class EmbedderClient(Connection):
         target: the embedder, a gRPC name such as "127.0.0.1:50051" or "dns:///lookalike-embedder:50051".
         timeout: deadline of every call in seconds, for all its attempts together; see `with_timeout`.
         retry: whether calls are tried again, as those of `Client` are.
+        security: TLS and a token, as for `Client`.
 
     >>> with EmbedderClient("127.0.0.1:50051") as embedder:
     ...     model = embedder.get_model().model
@@ -32,8 +34,15 @@ class EmbedderClient(Connection):
     (True, True)
     """
 
-    def __init__(self, target: str = "127.0.0.1:50051", *, timeout: float = 30.0, retry: bool = True) -> None:
-        super().__init__(target, timeout, retry, EmbedderServiceStub)
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        timeout: float = 30.0,
+        retry: bool = True,
+        security: Security | None = None,
+    ) -> None:
+        super().__init__(target, timeout, retry, security, EmbedderServiceStub)
 
     def get_model(self) -> t.ModelDescription:
         """Describes the model that is served, and the limits on requests."""

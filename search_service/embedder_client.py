@@ -14,9 +14,10 @@ from typing import Any
 import grpc
 import numpy as np
 
-from lookalike.channel import connect_aio
-from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from lookalike.embedder.v1 import embedder_pb2
+from lookalike.security import PLAINTEXT, Security
 from search_service.circuit import SUSPICIOUS_SECONDS, Circuit
+from search_service.embedder_connection import EmbedderConnection
 from search_service.metrics import upstream
 from search_service.records import Embedding, VectorSpace
 from search_service.retries import Failed, Failure, Retries
@@ -34,18 +35,17 @@ _UNANSWERED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 class EmbedderClient:
     """Calls the embedding service. Errors of a whole call are raised as the service errors they stand for."""
 
-    def __init__(self, target: str, max_message_bytes: int) -> None:
+    def __init__(self, target: str, max_message_bytes: int, security: Security = PLAINTEXT) -> None:
         self._target = target
-        self._channel = connect_aio(target, max_message_bytes=max_message_bytes, retry=False)
+        self._connection = EmbedderConnection(target, max_message_bytes, security)
         self._retries = Retries(_UPSTREAM)
         self._circuit = Circuit(_UPSTREAM, target, self._probe, probe_seconds=_PROBE_SECONDS)
-        self._stub = embedder_pb2_grpc.EmbedderServiceStub(self._channel)
         self._batch_limit: int | None = None
 
     async def aclose(self) -> None:
         """Closes the connection."""
         await self._circuit.aclose()
-        await self._channel.close()
+        await self._connection.aclose()
 
     async def space(self, deadline: float) -> VectorSpace:
         """Returns the space of the embedder's vectors."""
@@ -70,22 +70,22 @@ class EmbedderClient:
         for start in range(0, len(images), self._batch_limit):
             batch = images[start : start + self._batch_limit]
             request = embedder_pb2.EmbedBatchRequest(images=batch, priority=priority)
-            reply = await self._call("EmbedBatch", self._stub.EmbedBatch, request, deadline, patient=patient)
+            reply = await self._call("EmbedBatch", request, deadline, patient=patient)
             outcomes += [_outcome(result, reply.model_fingerprint) for result in reply.results]
         return outcomes
 
     async def _get_model(self, deadline: float) -> embedder_pb2.GetModelResponse:
         request = embedder_pb2.GetModelRequest()
-        reply: embedder_pb2.GetModelResponse = await self._call("GetModel", self._stub.GetModel, request, deadline)
+        reply: embedder_pb2.GetModelResponse = await self._call("GetModel", request, deadline)
         return reply
 
-    async def _call(self, method: str, rpc: Any, request: Any, deadline: float, *, patient: bool = False) -> Any:
+    async def _call(self, method: str, request: Any, deadline: float, *, patient: bool = False) -> Any:
         with upstream(_UPSTREAM, method):
             return await self._retries.call(
-                method, lambda: self._attempt(method, rpc, request, deadline), deadline, patient=patient
+                method, lambda: self._attempt(method, request, deadline), deadline, patient=patient
             )
 
-    async def _attempt(self, method: str, rpc: Any, request: Any, deadline: float) -> Any:
+    async def _attempt(self, method: str, request: Any, deadline: float) -> Any:
         timeout = deadline - time.monotonic()
         if timeout <= 0:
             raise DeadlineExceeded("the deadline passed before the embedder was called")
@@ -96,7 +96,9 @@ class EmbedderClient:
         slow = asyncio.get_running_loop().call_later(SUSPICIOUS_SECONDS, self._circuit.suspect)
         try:
             with tracing.client_span(_SERVICE, method):
-                reply = await rpc(request, timeout=timeout, metadata=calls.outgoing_metadata())
+                rpc = getattr(self._connection.stub, method)
+                metadata = calls.outgoing_metadata() + self._connection.metadata()
+                reply = await rpc(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             failure = Failure(
                 from_rpc_error(error, f"embedder at {self._target}"),
@@ -116,7 +118,9 @@ class EmbedderClient:
     async def _probe(self) -> None:
         """Finds out whether the embedder answers; raises where it does not."""
         try:
-            await self._stub.GetModel(embedder_pb2.GetModelRequest(), timeout=_PROBE_SECONDS)
+            await self._connection.stub.GetModel(
+                embedder_pb2.GetModelRequest(), timeout=_PROBE_SECONDS, metadata=self._connection.metadata()
+            )
         except grpc.RpcError as error:
             if error.code() in _UNANSWERED:
                 raise

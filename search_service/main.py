@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from lookalike.search.v1 import search_pb2_grpc
+from lookalike.security import Security
 from search_service.embedder_client import EmbedderClient
 from search_service.embedders import Embedders, targets
-from search_service.milvus_security import Security
-from search_service.rpc import SERVICE_NAME, SearchRpc
+from search_service.milvus_security import Security as MilvusSecurity
+from search_service.rpc import ACCESS, SERVICE_NAME, SearchRpc
 from search_service.service import SearchService
 from search_service.settings import PREFIX, SearchSettings
 from search_service.store import MilvusStore
@@ -20,7 +21,7 @@ from service_kit.server import Server
 
 def store_of(settings: SearchSettings) -> MilvusStore:
     """The store that the settings name, to be opened."""
-    security = Security.of(
+    security = MilvusSecurity.of(
         token=settings.milvus_token,
         token_file=settings.milvus_token_file,
         ca=settings.milvus_ca,
@@ -40,13 +41,22 @@ def store_of(settings: SearchSettings) -> MilvusStore:
 
 async def serve(settings: SearchSettings) -> int:
     """Serves until a signal comes; returns the exit code."""
-    clients = [EmbedderClient(target, settings.max_message_bytes) for target in targets(settings.embedder)]
+    security = Security(
+        tls=settings.embedder_tls,
+        ca=settings.embedder_ca,
+        client_cert=settings.embedder_client_cert,
+        client_key=settings.embedder_client_key,
+        server_name=settings.embedder_server_name,
+        token_file=settings.embedder_token_file,
+        plaintext_token=settings.embedder_plaintext_token,
+    )
+    clients = [EmbedderClient(target, settings.max_message_bytes, security) for target in targets(settings.embedder)]
     async with (
         store_of(settings) as store,
         aclosing(Embedders(clients)) as embedders,
         aclosing(SearchService(store, embedders, settings)) as service,
     ):
-        server = Server(settings)
+        server = Server(settings, ACCESS)
         service.start(server.draining)
         rpc = SearchRpc(service, settings, str(store.backend), server.draining)
         search_pb2_grpc.add_SearchServiceServicer_to_server(rpc, server.grpc)

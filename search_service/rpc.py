@@ -23,10 +23,36 @@ from search_service.service import SearchService
 from search_service.settings import SearchSettings
 from search_service.upsert_stream import StreamedItem, upsert_stream
 from search_service.writes import Outcome
-from service_kit.errors import DeadlineExceeded, InvalidArgument
+from service_kit import identity
+from service_kit.access import Needs
+from service_kit.errors import DeadlineExceeded, InvalidArgument, PermissionDenied
+from service_kit.identity import Role
 
 _SCAN_ROWS = 500  # turned into messages at a time
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SearchService"].full_name
+
+_READ, _WRITE, _ADMIN = map(Needs, (Role.READ, Role.WRITE, Role.ADMIN))
+# Callers bound to tenants are told of collections what `_shown` lets them know.
+_DESCRIBE = Needs(Role.READ, shared=True)
+ACCESS = {
+    SERVICE_NAME: {
+        "CreateCollection": _ADMIN,
+        "DescribeCollection": _DESCRIBE,
+        "ListCollections": _DESCRIBE,
+        "DeleteCollection": _ADMIN,
+        "CreateCollectionVersion": _ADMIN,
+        "SwitchCollectionVersion": _ADMIN,
+        "FillCollectionVersion": _ADMIN,
+        "Upsert": _WRITE,
+        "UpsertStream": _WRITE,
+        "Get": _READ,
+        "Delete": _WRITE,
+        "Count": _READ,
+        "Scan": _READ,
+        "Search": _READ,
+        "SearchBatch": _READ,
+    }
+}
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -56,13 +82,17 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
         self, request: pb.DescribeCollectionRequest, context: Context
     ) -> pb.DescribeCollectionResponse:
         state = await self._service.describe_collection(request.name, deadline=self._deadline(context))
-        return pb.DescribeCollectionResponse(
-            collection=convert.collection_to(state), limits=self._limits(), backend=self._backend
-        )
+        collection = _shown(convert.collection_to(state))
+        if collection is None:
+            raise PermissionDenied(
+                f"collection {request.name!r} is not multi-tenant, and {identity.current().name!r} is bound to tenants"
+            )
+        return pb.DescribeCollectionResponse(collection=collection, limits=self._limits(), backend=self._backend)
 
     async def ListCollections(self, request: pb.ListCollectionsRequest, context: Context) -> pb.ListCollectionsResponse:
         states = await self._service.list_collections(deadline=self._deadline(context))
-        return pb.ListCollectionsResponse(collections=[convert.collection_to(state) for state in states])
+        shown = (_shown(convert.collection_to(state)) for state in states)
+        return pb.ListCollectionsResponse(collections=[each for each in shown if each is not None])
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
@@ -242,6 +272,21 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
             max_filter_bytes=settings.max_filter_bytes,
             max_message_bytes=settings.max_message_bytes,
         )
+
+
+def _shown(collection: pb.Collection) -> pb.Collection | None:
+    """Returns what the caller is told of a collection, None if nothing.
+
+    Callers bound to tenants see multi-tenant collections alone, and not how many rows all tenants have together.
+    """
+    if identity.current().tenants is None:
+        return collection
+    if not collection.multi_tenant:
+        return None
+    for version in collection.versions:
+        for count in ("row_count", "indexed_row_count", "memory_bytes"):
+            version.ClearField(count)
+    return collection
 
 
 def _scan_responses(rows: Sequence[StoredRow], output: pb.OutputFields) -> list[pb.ScanResponse]:

@@ -35,6 +35,19 @@ class SearchSettings(ServerSettings):
         "used in turn, or ipv4:HOST:PORT,HOST:PORT for replicas without a name. Several, separated by spaces, where "
         "collections have versions of several models; new collections and versions get the model of the first.",
     )
+    embedder_tls: bool = setting(False, "Call embedders by TLS; implied by the next four, but for the key.")
+    embedder_ca: Path | None = setting(
+        None, "PEM file of the authorities that embedders are checked against; none: those of gRPC."
+    )
+    embedder_client_cert: Path | None = setting(None, "PEM file of a certificate to show to embedders (mutual TLS).")
+    embedder_client_key: Path | None = setting(None, "PEM file of that certificate's private key.")
+    embedder_server_name: str = setting("", "Name in the certificates of embedders, where their address has another.")
+    embedder_token_file: Path | None = setting(
+        None, "File that holds the token for embedders. It and the three before are read again when they change."
+    )
+    embedder_plaintext_token: bool = setting(
+        False, "Send that token to other machines without TLS as well; for networks that keep others out by themselves."
+    )
     default_timeout: float = setting(30.0, "Deadline, in seconds, of calls that come without one.", min=0.1)
     max_image_bytes: int = setting(16 << 20, "Largest encoded image, in bytes.", min=1)
     max_batch_items: int = setting(512, "Rows in one Upsert, ids in one Get or Delete, at most.", min=1)

@@ -27,6 +27,14 @@ class AlreadyExists(ServiceError):
     """A thing to be created exists already."""
 
 
+class Unauthenticated(ServiceError):
+    """The caller does not say who it is, or nobody knows it. Its message never shows a token."""
+
+
+class PermissionDenied(ServiceError):
+    """The caller is known, but may not do this."""
+
+
 class FailedPrecondition(ServiceError):
     """The request is sound, but the system is not in a state for it: another vector space, for one."""
 

@@ -32,6 +32,8 @@ class Identity:
 
 # Who calls a server that asks nobody for a token.
 ANYBODY = Identity("anybody", Role.ADMIN)
+# Who has shown no token that the server knows; its calls are refused.
+UNKNOWN = Identity("unknown", Role.READ, frozenset())
 _current: ContextVar[Identity] = ContextVar("lookalike_identity", default=ANYBODY)
 
 

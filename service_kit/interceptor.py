@@ -1,4 +1,4 @@
-"""What happens around every call: it is named, limited, counted, timed and traced, and its errors become statuses."""
+"""What happens around every call: named, identified, limited, counted, timed, traced, and its errors made statuses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,20 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import Counter, Histogram
 
-from service_kit import calls, status, tracing
-from service_kit.errors import Internal, InvalidArgument, ResourceExhausted, ServiceError, Unimplemented
+from service_kit import calls, identity, status, tracing
+from service_kit.access import AccessTable, MethodAccess, Needs
+from service_kit.errors import (
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    ServiceError,
+    Unauthenticated,
+    Unimplemented,
+)
+from service_kit.identity import Role
 from service_kit.logs import log
+from service_kit.reloading import Reloaded
+from service_kit.tokens import Tokens
 
 _STARTED = Counter("grpc_server_started_total", "Calls started.", ["grpc_service", "grpc_method"])
 _HANDLED = Counter(
@@ -34,6 +45,9 @@ _HANDLING = Histogram(
 )
 # What tells others how the server is must be told when it is full, too; of these calls no traces are made.
 _EXEMPT = (health.SERVICE_NAME, reflection.SERVICE_NAME)
+# Health checks come from those who have no token; what reflection tells of is any caller's.
+_OPEN = (health.SERVICE_NAME,)
+_EXEMPT_NEEDS = Needs(Role.READ, shared=True)
 _RETRY_AFTER = 1.0  # seconds
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _log = logging.getLogger(__name__)
@@ -45,13 +59,17 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Guards every call of every service of a server."""
 
-    def __init__(self, max_calls: int, slow_call: float) -> None:
+    def __init__(self, max_calls: int, slow_call: float, access: AccessTable, tokens: Reloaded[Tokens] | None) -> None:
         """
         Args:
             max_calls: calls in progress at most, but for those to health and reflection; others are refused before
                 their request is read.
             slow_call: seconds from which on a call that is no stream is logged.
+            access: what each method asks of its caller.
+            tokens: who calls; None means that nobody is asked.
         """
+        self._access = access
+        self._tokens = tokens
         self._max_calls = max_calls
         self._full = ResourceExhausted(f"the server has {max_calls} calls in progress, its limit", _RETRY_AFTER)
         self._slow_call = slow_call
@@ -71,7 +89,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return _unknown(name)
-            method = self._methods[name] = _Method(name, handler, self._full, self._slow_call)
+            method = self._methods[name] = _Method(name, handler, self._access, self._full, self._slow_call)
+        # Before anything else, so that whoever may not call takes nobody's place.
+        caller = identity.ANYBODY
+        if self._tokens is not None and not method.open:
+            known = self._tokens.value.identify(handler_call_details.invocation_metadata)
+            caller = identity.UNKNOWN if isinstance(known, Unauthenticated) else known
+            identity.begin(caller)
+            if isinstance(known, Unauthenticated):
+                return method.refusing_for(known)
+        if (denied := method.access.refusal(caller)) is not None:
+            return method.refusing_for(denied)
         if method.exempt:
             return method.guarded
         if self._calls >= self._max_calls:
@@ -89,19 +117,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Method:
     """A method's guarded handler, and the one that refuses its calls while the server is `full`; made once."""
 
-    def __init__(self, name: str, handler: Any, full: ServiceError, slow_call: float) -> None:
+    def __init__(self, name: str, handler: Any, access: AccessTable, full: ServiceError, slow_call: float) -> None:
         _, self.service, self.name = name.split("/")
         self.exempt = self.service in _EXEMPT
+        self.open = self.service in _OPEN
+        needs = _EXEMPT_NEEDS if self.exempt else access.get(self.service, {}).get(self.name)
+        self.access = MethodAccess(self.service, self.name, needs)
         streams = handler.request_streaming or handler.response_streaming
         self.slow = math.inf if self.exempt or streams else slow_call
         self.started = _STARTED.labels(self.service, self.name)
         self.seconds = _HANDLING.labels(self.service, self.name)
         self.handled = functools.cache(lambda code: _HANDLED.labels(self.service, self.name, status.code_name(code)))
         self.guarded = self._guard(handler)
-        self.refusing = self._guard(_refusing(full))
+        self.refusing = self.refusing_for(full)
+
+    def refusing_for(self, error: ServiceError) -> _Handler:
+        """Returns a handler that ends calls with an error."""
+        return self._guard(_refusing(error))
 
     def _guard(self, handler: Any) -> _Handler:
         deserialize = handler.request_deserializer
+        names_tenant = self.access.names_tenant and deserialize is not None
 
         def unary(behaviour: Any) -> Any:
             async def call(request: Any, context: _Context) -> Any:
@@ -125,7 +161,19 @@ class _Method:
 
         def received(request: Any) -> Any:
             """Reads a message within the guard: gRPC answers one that is damaged with a stack trace in the log."""
-            return request if handler.request_streaming or deserialize is None else deserialize(request)
+            if handler.request_streaming or deserialize is None:
+                return checked(request) if names_tenant and identity.current().tenants is not None else request
+            message = deserialize(request)
+            if names_tenant:
+                self.access.check(message, identity.current())
+            return message
+
+        async def checked(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+            begun = False
+            async for message in messages:
+                self.access.check(message, identity.current(), begun=begun)
+                begun = True
+                yield message
 
         kinds: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
             (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary, unary),
@@ -145,7 +193,7 @@ class _Method:
 class _Call:
     """The guard of one call, around its handler."""
 
-    __slots__ = ("_context", "_method", "_peer", "_span", "_started")
+    __slots__ = ("_caller", "_context", "_method", "_peer", "_span", "_started")
 
     def __init__(self, method: _Method, context: _Context) -> None:
         self._method = method
@@ -156,11 +204,12 @@ class _Call:
         self._started = time.monotonic()
         method.started.inc()
         calls.return_request_id(context)
-        # Asked now: a stream that is closed late has no call any more that could be asked.
+        # Asked now: a stream that is closed late has no call any more that could be asked, and runs anywhere.
+        self._caller = identity.current().name
         self._peer = context.peer() if _log.isEnabledFor(logging.DEBUG) else ""
         self._span = None
         if not method.exempt:
-            self._span = tracing.begin_call(method.service, method.name, context, calls.request_id())
+            self._span = tracing.begin_call(method.service, method.name, context, calls.request_id(), self._caller)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -179,12 +228,13 @@ class _Call:
             method.handled(code).inc()
             method.seconds.observe(seconds)
             tracing.end_call(self._span, code)
-            if seconds >= method.slow:
-                fields = {"service": method.service, "method": method.name, "code": code.name}
-                log(_log, logging.WARNING, "slow call", **fields, seconds=round(seconds, 6), **calls.notes())
-            if self._peer:
-                fields = {"service": method.service, "method": method.name, "code": code.name}
-                log(_log, logging.DEBUG, "call ended", **fields, seconds=round(seconds, 6), peer=self._peer)
+            if seconds >= method.slow or self._peer:
+                fields: dict[str, Any] = {"service": method.service, "method": method.name, "code": code.name}
+                fields |= {"identity": self._caller, "seconds": round(seconds, 6)}
+                if seconds >= method.slow:
+                    log(_log, logging.WARNING, "slow call", **fields, **calls.notes())
+                if self._peer:
+                    log(_log, logging.DEBUG, "call ended", **fields, peer=self._peer)
 
 
 def _answer(error: Exception, method: _Method) -> ServiceError:

@@ -16,14 +16,19 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from lookalike.addresses import is_local
 from lookalike.channel import KEEPALIVE_SECONDS, PING_TIMEOUT_OPTION
 from service_kit import process
-from service_kit.errors import Broken
+from service_kit.access import AccessTable
+from service_kit.certificates import ServerCertificate
+from service_kit.errors import Broken, FailedPrecondition
 from service_kit.health import Health, HealthServicer
 from service_kit.health_port import HealthPort
 from service_kit.interceptor import CallInterceptor
 from service_kit.logs import log
+from service_kit.reloading import Reloaded
 from service_kit.settings import ServerSettings, describe
+from service_kit.tokens import Tokens
 
 # Calls beyond the limit that gRPC lets in: those to health and reflection, and those that are just being refused.
 _SPARE_CALLS = 256
@@ -32,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class Server:
-    """A gRPC server with health, reflection, metrics and a graceful end.
+    """A gRPC server with TLS, tokens, health, reflection, metrics and a graceful end.
 
     Register services on `grpc`, then await `run`.
 
@@ -42,10 +47,20 @@ class Server:
             ever stop reading then, finish what they have read and end; what is left after the grace is cut off.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, access: AccessTable) -> None:
+        """
+        Args:
+            settings: whose files of certificates and tokens are read now.
+            access: what each method of the services asks of its caller.
+
+        Raises:
+            FailedPrecondition: these files are not what they should be, or others could reach a server without TLS.
+        """
         self._settings = settings
+        self._certificate = _certificate(settings)
+        self._tokens = _tokens(settings)
         self.grpc = grpc.aio.server(
-            interceptors=(CallInterceptor(settings.max_concurrent_rpcs, settings.slow_call),),
+            interceptors=(CallInterceptor(settings.max_concurrent_rpcs, settings.slow_call, access, self._tokens),),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs + _SPARE_CALLS,
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -107,11 +122,17 @@ class Server:
             bound = {"address" if name == "grpc" else f"{name}_address": value for name, value in addresses.items()}
             log(_log, logging.INFO, "listening", **{**describe(self._settings), **bound})
             readiness = asyncio.create_task(self._watch_readiness(health_state, check, addresses))
+            files = [
+                asyncio.create_task(each.watch()) for each in (self._certificate, self._tokens) if each is not None
+            ]
             await self._stopping.wait()
             readiness.cancel()
             with suppress(asyncio.CancelledError):
                 await readiness
             await self._stop(health_state)
+            for watch in files:
+                watch.cancel()
+            await asyncio.gather(*files, return_exceptions=True)
         log(_log, logging.INFO, "stopped")
         return 1 if self._broken.is_set() else 0
 
@@ -155,16 +176,17 @@ class Server:
         await stopping
 
     def _bind(self) -> str:
-        host = self._settings.address.rpartition(":")[0]
+        address = self._settings.address
         try:
-            port = self.grpc.add_insecure_port(self._settings.address)
+            if self._certificate is None:
+                port = self.grpc.add_insecure_port(address)
+            else:
+                port = self.grpc.add_secure_port(address, self._certificate.credentials())
         except RuntimeError:
             port = 0
         if port == 0:
-            raise OSError(
-                f"cannot serve on {self._settings.address}: the port is in use, or the address is not this host's"
-            )
-        return f"{host}:{port}"
+            raise OSError(f"cannot serve on {address}: the port is in use, or the address is not this host's")
+        return address if address.startswith("unix") else f"{address.rpartition(':')[0]}:{port}"
 
     async def _watch_readiness(
         self, health_state: Health, check: Callable[[], Awaitable[None]], addresses: dict[str, str]
@@ -201,6 +223,30 @@ class Server:
             log(_log, logging.ERROR, "the address file cannot be written, and is tried again", reason=str(error))
             return False
         return True
+
+
+def _certificate(settings: ServerSettings) -> ServerCertificate | None:
+    """Returns what the server shows, or None where it may serve in plaintext."""
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        return ServerCertificate(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    if settings.tls_cert or settings.tls_key or settings.tls_client_ca:
+        raise FailedPrecondition("TLS takes both a certificate and its key: give --tls-cert and --tls-key")
+    if not (settings.insecure or is_local(settings.address)):
+        raise FailedPrecondition(
+            f"cannot serve on {settings.address} without TLS: others could read and change what is sent. Give "
+            "--tls-cert and --tls-key, and for who may call --tokens or --tls-client-ca; or --insecure, where the "
+            "network itself keeps others out"
+        )
+    return None
+
+
+def _tokens(settings: ServerSettings) -> Reloaded[Tokens] | None:
+    """Returns who may call, or None where nobody is asked."""
+    if settings.tokens is not None:
+        return Reloaded("tokens", [settings.tokens], lambda contents: Tokens.parse(contents[0]))
+    if not (settings.tls_client_ca or is_local(settings.address)):
+        log(_log, logging.WARNING, "whoever reaches the server may do everything: give --tokens or --tls-client-ca")
+    return None
 
 
 def _milliseconds(seconds: float | None) -> int:

@@ -56,6 +56,21 @@ class ServerSettings:
     address_file: Path | None = setting(
         None, "File to write the bound addresses to, as JSON, once the server is ready."
     )
+    tls_cert: Path | None = setting(
+        None, "PEM file of the server's certificate and those between it and its authority; read again when it changes."
+    )
+    tls_key: Path | None = setting(None, "PEM file of that certificate's private key, not encrypted.")
+    tls_client_ca: Path | None = setting(
+        None, "PEM file of authorities: every client has to show a certificate of one of them (mutual TLS)."
+    )
+    tokens: Path | None = setting(
+        None,
+        "TOML file of the tokens, hashed, that calls may come with, as `lookalike token` makes it; read again when it "
+        "changes. Without it whoever reaches the server may do everything.",
+    )
+    insecure: bool = setting(
+        False, "Serve other addresses than loopback without TLS; for networks that keep others out by themselves."
+    )
     max_message_bytes: int = setting(64 << 20, "Largest gRPC message accepted, in bytes.", min=1 << 10)
     max_concurrent_rpcs: int = setting(
         1024, "Calls in progress at most, health checks not counted; others get RESOURCE_EXHAUSTED.", min=1
@@ -97,6 +112,8 @@ def load(cls: type[S], *, prefix: str, argv: Sequence[str], environ: Mapping[str
             _flag(item),
             type=_argument_type(parse),
             default=argparse.SUPPRESS,
+            nargs="?" if isinstance(item.default, bool) else None,
+            const=True if isinstance(item.default, bool) else None,
             metavar="VALUE",
             help=f"{item.metadata['help']} [{variable}; default: {_shown(item)}]".replace("%", "%%"),
         )

@@ -17,6 +17,8 @@ CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -26,6 +28,10 @@ CODES: dict[type[errors.ServiceError], grpc.StatusCode] = {
 }
 # Another service's INTERNAL is not this one's: to a caller of this one it is a dependency that failed.
 _ERRORS = {code: error for error, code in CODES.items() if error is not errors.Internal}
+# Nor is what another service does not let this one do: its caller has done nothing wrong, the set-up is.
+_ERRORS |= dict.fromkeys(
+    (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED), errors.FailedPrecondition
+)
 _DETAILS_KEY = "grpc-status-details-bin"
 
 

@@ -96,7 +96,9 @@ def record(name: str, began: float, ended: float, **attributes: str | int | floa
         _tracer.start_span(name, attributes=attributes, start_time=start).end(end)
 
 
-def begin_call(service: str, method: str, call: grpc.aio.ServicerContext[Any, Any], request_id: str) -> Span | None:
+def begin_call(
+    service: str, method: str, call: grpc.aio.ServicerContext[Any, Any], request_id: str, identity: str
+) -> Span | None:
     """Starts the span of a call that came in, a child of its caller's, and makes it the current one of this task.
 
     It stays so until the task ends. Returns None while traces are off.
@@ -108,6 +110,7 @@ def begin_call(service: str, method: str, call: grpc.aio.ServicerContext[Any, An
     parent = propagate.extract(dict(call.invocation_metadata() or ()))
     span = _start(service, method, trace.SpanKind.SERVER, parent)
     span.set_attribute("lookalike.request_id", request_id)
+    span.set_attribute("lookalike.identity", identity)
     # Never detached: a generator that is closed late is closed in another context, which must not be changed.
     context.attach(trace.set_span_in_context(span, parent))
     return span

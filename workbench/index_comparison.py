@@ -20,6 +20,7 @@ import numpy as np
 
 from embedder_service.model.accuracy import K
 from lookalike import Client, Embedding, IndexSpec, IndexType, Item, LookalikeError, Query, VectorSpace
+from lookalike.security import PLAINTEXT
 from search_service.recall import TIE
 from workbench.errors import CommandError
 from workbench.peers import PEERS, BruteForce, Ids, Index, Vectors, best, installed
@@ -144,12 +145,12 @@ class Comparison:
         rows, dims = self.vectors, self.vectors.shape[1]
         ours = [Embedding(query, _FINGERPRINT) for query in self._queries]
         with _database(self.logs) as database:
-            with _search_service(database, self.logs) as service, Client(service, timeout=_SECONDS_OF_A_CALL) as client:
+            with _search_service(database, self.logs) as client:
                 started = time.perf_counter()
                 _store(client, rows)
                 build_seconds = time.perf_counter() - started
             # Opened again, so that no row waits to be flushed: those are searched without the index.
-            with _search_service(database, self.logs) as service, Client(service, timeout=_SECONDS_OF_A_CALL) as client:
+            with _search_service(database, self.logs) as client:
                 described = client.describe_collection(_COLLECTION)
                 serving = described.collection.serving
                 most = described.limits.max_batch_queries
@@ -229,11 +230,14 @@ def _database(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _search_service(database: Path, logs: Path) -> Iterator[str]:
+def _search_service(database: Path, logs: Path) -> Iterator[Client]:
     flags = ["--milvus-uri", str(database), "--address", ANY_PORT, "--metrics-address", ANY_PORT]
     flags += ["--canary-interval", "0"]  # its exact searches would come into some measurements and not into others
-    with ServerProcess("search-service-comparison", "search_service.main", flags, logs) as service:
-        yield service.addresses.grpc
+    with (
+        ServerProcess("search-service-comparison", "search_service.main", flags, logs) as service,
+        Client(service.addresses.grpc, timeout=_SECONDS_OF_A_CALL, security=PLAINTEXT) as client,
+    ):
+        yield client
 
 
 def _store(client: Client, rows: Vectors) -> None:

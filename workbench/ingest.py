@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from lookalike import AsyncClient, Item, LookalikeError, UpsertOutcome, UpsertResult
+from lookalike.security import PLAINTEXT
 from workbench import retries
 from workbench.batches import Batch, Batches, Failure, Prefetch
 from workbench.checkpoint import Acknowledged
@@ -277,10 +278,10 @@ async def ingest(
 def ingest_with_progress(
     target: str, collection: str, files: Sequence[ImageFile], *, batch: int = 32, concurrency: int = 4
 ) -> IngestReport:
-    """Does what `ingest` does with the search service at `target`, makes the collection if need be, shows progress."""
+    """Does what `ingest` does with a search service, in plaintext; makes the collection if need be, shows progress."""
 
     async def run() -> IngestReport:
-        async with AsyncClient(target, timeout=CALL_SECONDS, retry=False) as client:
+        async with AsyncClient(target, timeout=CALL_SECONDS, retry=False, security=PLAINTEXT) as client:
             await client.create_collection(collection, if_not_exists=True)
             with progress("Storing", len(files), "images") as bar:
                 return await ingest(

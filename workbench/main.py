@@ -24,6 +24,7 @@ _COMMANDS = (
     "compare_backbones",
     "recall",
     "loadtest",
+    "token",
     "bundle",
     "caltech101",
 )

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from embedder_service.model.backbones import BACKBONES, DEFAULT
+
+if TYPE_CHECKING:
+    from lookalike import Security
 
 DEFAULT_TARGET = "127.0.0.1:50052"
 DEFAULT_DATA_DIR = Path("var")
@@ -26,10 +31,61 @@ def positive(text: str) -> int:
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
-    """Adds the address of the search service."""
+    """Adds the address of the search service, and how to reach it."""
     parser.add_argument(
         "--target", default=DEFAULT_TARGET, metavar="HOST:PORT", help="the search service (default: %(default)s)"
     )
+    add_security(parser)
+
+
+def add_security(parser: argparse.ArgumentParser) -> None:
+    """Adds TLS and the token; `security` reads them."""
+    group = parser.add_argument_group(
+        "security",
+        "Also as variables: LOOKALIKE_TLS, LOOKALIKE_CA, LOOKALIKE_CLIENT_CERT, LOOKALIKE_CLIENT_KEY, ...",
+    )
+    group.add_argument("--tls", action="store_true", help="encrypt; implied by the next four")
+    group.add_argument("--ca", type=Path, metavar="PEM", help="authorities to trust (default: those of gRPC)")
+    group.add_argument("--cert", type=Path, metavar="PEM", help="certificate to show (mutual TLS), with --key")
+    group.add_argument("--key", type=Path, metavar="PEM", help="its private key")
+    group.add_argument("--server-name", default="", metavar="NAME", help="to expect in the server's certificate")
+    group.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="bearer token to send (default: the variable LOOKALIKE_TOKEN)"
+    )
+    group.add_argument(
+        "--plaintext-token", action="store_true", help="send the token without TLS to other machines, too"
+    )
+
+
+def security(args: argparse.Namespace) -> Security:
+    """Returns what the flags of `add_security` and the environment say of how to reach the servers in `args`.
+
+    Raises:
+        CommandError: it does not go together, or a file is not what it should be.
+    """
+    from lookalike import Security
+    from workbench.errors import CommandError
+
+    found = Security.from_environment()
+    if args.token_file:
+        found = replace(found, token="", token_file=args.token_file)
+    found = replace(
+        found,
+        tls=args.tls or found.tls,
+        ca=args.ca or found.ca,
+        client_cert=args.cert or found.client_cert,
+        client_key=args.key or found.client_key,
+        server_name=args.server_name or found.server_name,
+        plaintext_token=args.plaintext_token or found.plaintext_token,
+    )
+    try:
+        for name in {"target", "embedder"} & vars(args).keys():
+            found.check(vars(args)[name])
+        found.credentials()
+        found.bearer()
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    return found
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from statistics import median
 import numpy as np
 
 from lookalike import Client
+from lookalike.security import PLAINTEXT
 from workbench.demo_images import make_demo_images
 from workbench.errors import CommandError
 from workbench.images import ImageFile, classes, find_images
@@ -76,7 +77,7 @@ def search_all(
         LookalikeError: a search failed.
     """
     results, latencies = [], []
-    with Client(target) as client:
+    with Client(target, security=PLAINTEXT) as client:
         for query in queries:
             image = query.path.read_bytes()
             begun = time.perf_counter()

@@ -19,7 +19,15 @@ MAY_IMPORT = {
     "benchmarks": {"lookalike", "service_kit", "embedder_service", "search_service", "workbench"},
 }
 # Files of the services that may know of gRPC; the cores may not.
-TRANSPORT = {"rpc.py", "main.py", "embedder_client.py", "milvus_errors.py", "convert.py", "metrics.py"}
+TRANSPORT = {
+    "rpc.py",
+    "main.py",
+    "embedder_client.py",
+    "embedder_connection.py",
+    "milvus_errors.py",
+    "convert.py",
+    "metrics.py",
+}
 
 
 def imports(file: Path) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_index, add_target, positive
+from workbench.options import add_index, add_target, positive, security
 
 if TYPE_CHECKING:
     from lookalike import Collection, CollectionVersion, IndexSpec
@@ -49,7 +49,7 @@ def _list(args: argparse.Namespace) -> int:
     from lookalike import Client
     from workbench.tables import table
 
-    with Client(args.target) as client:
+    with Client(args.target, security=security(args)) as client:
         collections = client.list_collections()
     header = ("collection", "rows", "dimensions", "index", "memory", "model")
     print(table(header, [_row(each) for each in collections]))
@@ -77,7 +77,7 @@ def _size(size: int | None) -> str:
 def _describe(args: argparse.Namespace) -> int:
     from lookalike import Client
 
-    with Client(args.target) as client:
+    with Client(args.target, security=security(args)) as client:
         description = client.describe_collection(args.name)
     _print(description.collection)
     print(f"database     {description.backend}")
@@ -87,7 +87,7 @@ def _describe(args: argparse.Namespace) -> int:
 def _create(args: argparse.Namespace) -> int:
     from lookalike import Client
 
-    with Client(args.target) as client:
+    with Client(args.target, security=security(args)) as client:
         _print(client.create_collection(args.name, index=_index(args)))
     return 0
 
@@ -95,7 +95,7 @@ def _create(args: argparse.Namespace) -> int:
 def _delete(args: argparse.Namespace) -> int:
     from lookalike import Client
 
-    with Client(args.target) as client:
+    with Client(args.target, security=security(args)) as client:
         client.delete_collection(args.name, version=args.version)
     what = f"version {args.version} of collection" if args.version else "collection"
     print(f"{what} {args.name} is deleted")
@@ -105,7 +105,7 @@ def _delete(args: argparse.Namespace) -> int:
 def _versions(args: argparse.Namespace) -> int:
     from lookalike import Client
 
-    with Client(args.target) as client:
+    with Client(args.target, security=security(args)) as client:
         _print_versions(client.describe_collection(args.name).collection)
     return 0
 
@@ -113,7 +113,7 @@ def _versions(args: argparse.Namespace) -> int:
 def _create_version(args: argparse.Namespace) -> int:
     from lookalike import Client
 
-    with Client(args.target) as client:
+    with Client(args.target, security=security(args)) as client:
         _print_version(client.create_collection_version(args.name, index=_index(args)))
     return 0
 
@@ -121,7 +121,7 @@ def _create_version(args: argparse.Namespace) -> int:
 def _switch(args: argparse.Namespace) -> int:
     from lookalike import Client
 
-    with Client(args.target) as client:
+    with Client(args.target, security=security(args)) as client:
         _print_versions(client.switch_collection_version(args.name, args.version))
     return 0
 

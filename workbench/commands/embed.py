@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.image_options import PATHS, add_images, ingesting
-from workbench.options import add_ingestion, positive
+from workbench.options import add_ingestion, add_security, positive, security
 
 if TYPE_CHECKING:
     from workbench.ingest import Ingestion
@@ -38,6 +38,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--embedder", default="127.0.0.1:50051", metavar="HOST:PORT", help="the embedder (default: %(default)s)"
     )
+    add_security(parser)
     parser.add_argument(
         "--rows-per-file",
         type=positive,
@@ -62,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     folder = Folder(args.out)
 
     async def embed(ingestion: Ingestion, inputs: Sequence[Input]) -> None:
-        async with AsyncEmbedderClient(args.embedder, timeout=CALL_SECONDS, retry=False) as embedder:
+        async with AsyncEmbedderClient(
+            args.embedder, timeout=CALL_SECONDS, retry=False, security=security(args)
+        ) as embedder:
             origin = await origin_of(embedder, args.tenant)
             ingestion.checkpoint, before, files = await asyncio.to_thread(written, folder, args.shard, origin)
             with RowWriter(folder, args.shard, origin, first=files, rows_per_file=args.rows_per_file) as writer:

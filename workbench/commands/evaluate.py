@@ -171,8 +171,9 @@ def _through_services(args: argparse.Namespace, bundle: Bundle, files: Sequence[
 def _delete_others(target: str, collection: str, ids: set[str]) -> None:
     """Deletes the rows of images that are not there any more: they would be neighbours of those that are."""
     from lookalike import Client
+    from lookalike.security import PLAINTEXT
 
-    with Client(target) as client:
+    with Client(target, security=PLAINTEXT) as client:
         others = [record.id for record in client.scan(collection, attributes=[]) if record.id not in ids]
         for start in range(0, len(others), _IDS_OF_A_CALL):
             client.delete(collection, ids=others[start : start + _IDS_OF_A_CALL])
@@ -183,11 +184,12 @@ def _search(args: argparse.Namespace, target: str, files: Sequence[ImageFile]) -
     import asyncio
 
     from lookalike import AsyncClient
+    from lookalike.security import PLAINTEXT
     from workbench.progress import progress
     from workbench.service_accuracy import measure
 
     async def search() -> ServiceAccuracy:
-        async with AsyncClient(target) as client:
+        async with AsyncClient(target, security=PLAINTEXT) as client:
             with progress("Searching", len(files), "searches") as bar:
                 return await measure(
                     client,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.image_options import PATHS, add_images, ingesting, printable
-from workbench.options import add_ingestion, add_target
+from workbench.options import add_ingestion, add_target, security
 
 if TYPE_CHECKING:
     from workbench.checkpoint import Checkpoint
@@ -84,7 +84,7 @@ def _store(args: argparse.Namespace, ingestion: Ingestion, inputs: Sequence[Inpu
     from workbench.ingest import CALL_SECONDS, store
 
     async def run() -> None:
-        async with AsyncClient(args.target, timeout=CALL_SECONDS, retry=False) as client:
+        async with AsyncClient(args.target, timeout=CALL_SECONDS, retry=False, security=security(args)) as client:
             collection = await client.create_collection(
                 args.collection, multi_tenant=bool(args.tenant), if_not_exists=True
             )

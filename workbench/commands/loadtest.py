@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import DEFAULT_TARGET, positive
+from workbench.options import DEFAULT_TARGET, add_security, positive, security
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from workbench.loadtest.settings import FindMax, Settings
 
 _OPERATIONS = ("embed", "embed-batch", "search-image", "search-vector", "upsert-image", "upsert-vector")
-_TOKEN_VARIABLE = "LOOKALIKE_TOKEN"  # noqa: S105 - the name of the variable
 _VECTORS = 4096
 
 
@@ -141,21 +139,11 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     connection.add_argument(
         "--load-balancing", default="round_robin", choices=("round_robin", "pick_first"), help="default: round_robin"
     )
-    connection.add_argument("--tls", action="store_true", help="encrypt; implied by the next four")
-    connection.add_argument("--ca", type=Path, metavar="PEM", help="certificates to trust (default: the system's)")
-    connection.add_argument("--cert", type=Path, metavar="PEM", help="certificate to show (mutual TLS), with --key")
-    connection.add_argument("--key", type=Path, metavar="PEM", help="its private key")
-    connection.add_argument("--server-name", default="", metavar="NAME", help="to expect in the server's certificate")
-    connection.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help=f"bearer token to send (default: the variable {_TOKEN_VARIABLE})",
-    )
     connection.add_argument(
         "--compression", default="none", choices=("none", "gzip", "deflate"), help="of requests (default: none)"
     )
     connection.add_argument("--max-message-mib", type=positive, default=64, metavar="N", help="default: %(default)s")
+    add_security(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -304,22 +292,14 @@ def _levels(args: argparse.Namespace, warm_up: float) -> tuple[Load, ...]:
 
 
 def _connection(args: argparse.Namespace) -> Connection:
-    from workbench.loadtest.connection import Connection, read_pem
+    from workbench.loadtest.connection import Connection
 
-    if (args.cert is None) != (args.key is None):
-        raise argparse.ArgumentTypeError("--cert and --key belong together")
-    token = args.token_file.read_text(encoding="utf-8") if args.token_file else os.environ.get(_TOKEN_VARIABLE, "")
     return Connection(
         embedder=args.embedder,
         search=args.target,
         channels=args.channels,
         load_balancing=args.load_balancing,
-        tls=args.tls or bool(args.ca or args.cert or args.server_name),
-        ca=read_pem(args.ca),
-        certificate=read_pem(args.cert),
-        key=read_pem(args.key),
-        server_name=args.server_name,
-        token=token.strip(),
+        security=security(args),
         compression=args.compression,
         max_message_bytes=args.max_message_mib << 20,
     )

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_target, positive
+from workbench.options import add_target, positive, security
 
 if TYPE_CHECKING:
     from lookalike import Client, CollectionVersion
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from workbench.progress import progress
     from workbench.recall import compare, steps
 
-    with Client(args.target, timeout=_CALL_SECONDS) as client:
+    with Client(args.target, timeout=_CALL_SECONDS, security=security(args)) as client:
         description = client.describe_collection(args.collection)
         serving = description.collection.serving
         if serving is None:

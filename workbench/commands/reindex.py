@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_data_dir, add_index, add_ingestion, add_target, positive, program
+from workbench.options import add_data_dir, add_index, add_ingestion, add_target, positive, program, security
 
 if TYPE_CHECKING:
     from lookalike import AsyncClient, Collection, CollectionVersion, IndexSpec, VectorSpace
@@ -82,7 +82,7 @@ async def _run(args: argparse.Namespace) -> int:
     from workbench.progress import progress
     from workbench.reindex import Filler
 
-    async with AsyncClient(args.target, timeout=_CALL_SECONDS, retry=False) as client:
+    async with AsyncClient(args.target, timeout=_CALL_SECONDS, retry=False, security=security(args)) as client:
         described = await retries.call(lambda: client.describe_collection(args.collection))
         collection = described.collection
         version = await _version(args, client, collection)

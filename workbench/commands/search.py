@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.options import add_target, positive
+from workbench.options import add_target, positive, security
 
 if TYPE_CHECKING:
     from lookalike import SearchOptions, SearchResult
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.min_similarity is not None:
         options["min_similarity"] = args.min_similarity
     results = []
-    with Client(args.target) as client:
+    with Client(args.target, security=security(args)) as client:
         for path in args.images:
             result = client.search(args.collection, image=path.read_bytes(), **options)
             results.append((path, result))

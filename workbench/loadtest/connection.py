@@ -1,16 +1,16 @@
-"""How the load-test client connects: channels, load balancing, TLS, token, compression."""
+"""How the load-test client connects: channels, load balancing, compression."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import grpc
 import grpc.aio
 
-from workbench.errors import CommandError
+from lookalike.channel import open_aio
+from lookalike.security import PLAINTEXT, Security
 
 LOAD_BALANCING = ("round_robin", "pick_first")
 COMPRESSION = {
@@ -30,9 +30,7 @@ class Connection:
         search: likewise of the search service.
         channels: connections of each process to each service.
         load_balancing: which of several addresses of a name gets a call.
-        tls: whether to encrypt; certificates (PEM) mean the same as in `grpc.ssl_channel_credentials`.
-        server_name: the name to expect in the server's certificate, where it is not that of the address.
-        token: sent with every call as "authorization: Bearer ...".
+        security: TLS and token.
         compression: of requests.
         max_message_bytes: of requests and replies.
     """
@@ -41,12 +39,7 @@ class Connection:
     search: str = "127.0.0.1:50052"
     channels: int = 2
     load_balancing: str = "round_robin"
-    tls: bool = False
-    ca: bytes | None = None
-    certificate: bytes | None = None
-    key: bytes | None = field(default=None, repr=False)
-    server_name: str = ""
-    token: str = field(default="", repr=False)
+    security: Security = PLAINTEXT
     compression: str = "none"
     max_message_bytes: int = 64 << 20
 
@@ -56,19 +49,14 @@ class Connection:
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Returns what every call carries."""
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+        return self.security.bearer().metadata()
 
     def open(self, service: Service) -> grpc.aio.Channel:
         """Opens a channel; it belongs to the event loop that runs."""
-        name, options = self.address(service), self._options()
-        compression = COMPRESSION[self.compression]
-        if not self.tls:
-            return grpc.aio.insecure_channel(name, options=options, compression=compression)
-        credentials = grpc.ssl_channel_credentials(self.ca, self.key, self.certificate)
-        return grpc.aio.secure_channel(name, credentials, options=options, compression=compression)
+        return open_aio(self.address(service), self.security, self._options(), COMPRESSION[self.compression])
 
     def _options(self) -> list[tuple[str, str | int]]:
-        options: list[tuple[str, str | int]] = [
+        return [
             ("grpc.max_send_message_length", self.max_message_bytes),
             ("grpc.max_receive_message_length", self.max_message_bytes),
             ("grpc.service_config", json.dumps({"loadBalancingConfig": [{self.load_balancing: {}}]})),
@@ -82,20 +70,3 @@ class Connection:
             # Two channels with the same options would share one connection.
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        if self.server_name:
-            options.append(("grpc.ssl_target_name_override", self.server_name))
-        return options
-
-
-def read_pem(path: Path | None) -> bytes | None:
-    """Returns the content of a PEM file.
-
-    Raises:
-        CommandError: it is not one.
-    """
-    if path is None:
-        return None
-    content = path.read_bytes()
-    if b"-----BEGIN" not in content:
-        raise CommandError(f"{path} is not a PEM file: it has no -----BEGIN line")
-    return content

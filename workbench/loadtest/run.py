@@ -156,7 +156,7 @@ class LoadTest:
                 "processes": settings.processes,
                 "channels": self._connection.channels,
                 "load_balancing": self._connection.load_balancing,
-                "tls": self._connection.tls,
+                "tls": self._connection.security.encrypted,
                 "compression": self._connection.compression,
                 "timeout_seconds": settings.timeout,
                 "most_in_flight": settings.most_in_flight,

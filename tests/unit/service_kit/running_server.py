@@ -10,9 +10,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
-from small_server import SERVICE, SmallServicer
+from small_server import ACCESS, SERVICE, SmallServicer
 
+from lookalike.channel import connect_aio
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
+from lookalike.security import PLAINTEXT
 from service_kit.server import Server
 from service_kit.settings import ServerSettings
 
@@ -54,15 +56,15 @@ async def ready():
 
 
 @asynccontextmanager
-async def start(check=ready, **settings):
+async def start(check=ready, access=ACCESS, security=PLAINTEXT, **settings):
     address, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     settings = {"drain_delay": 0.0, "readiness_interval": 0.1, "grace": 5.0, **settings}
-    server = Server(ServerSettings(address=address, metrics_address=metrics, **settings))
+    server = Server(ServerSettings(address=address, metrics_address=metrics, **settings), access)
     release = asyncio.Event()
     servicer = SmallServicer(release.wait, server.fail)
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)
     task = asyncio.create_task(server.run([SERVICE], check))
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with connect_aio(address, security=security, retry=False) as channel:
         await asyncio.wait_for(channel.channel_ready(), 10)
         running = Running(server, address, metrics, task, servicer, channel, release)
         try:

@@ -7,11 +7,14 @@ import time
 
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from service_kit import calls, process, tracing
+from service_kit.access import Needs
 from service_kit.errors import Broken, FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
+from service_kit.identity import Role
 from service_kit.server import Server
 from service_kit.settings import ServerSettings
 
 SERVICE = "lookalike.embedder.v1.EmbedderService"
+ACCESS = {SERVICE: dict.fromkeys(("GetModel", "Embed", "EmbedBatch", "EmbedStream"), Needs(Role.READ, shared=True))}
 
 
 class SmallServicer(embedder_pb2_grpc.EmbedderServiceServicer):
@@ -63,7 +66,7 @@ class SmallServicer(embedder_pb2_grpc.EmbedderServiceServicer):
 
 
 async def serve(settings):
-    server = Server(settings)
+    server = Server(settings, ACCESS)
     # Calls in flight end when a line comes on the standard input.
     servicer = SmallServicer(lambda: asyncio.to_thread(sys.stdin.readline), server.fail)
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)

@@ -93,7 +93,7 @@ def test_in_another_process_a_broken_server_just_returns(monkeypatch):
     monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: armed.set())
 
     async def serve(settings):
-        server = Server(settings)
+        server = Server(settings, {})
         asyncio.get_running_loop().call_soon(server.fail, Broken("the worker is lost"))
         return await server.run([SERVICE], ready)
 

@@ -102,7 +102,7 @@ async def test_a_busy_event_loop_does_not_delay_answers_and_a_stuck_one_is_told_
 async def test_a_port_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        server = Server(ServerSettings(health_address=address))
+        server = Server(ServerSettings(health_address=address), {})
         with pytest.raises(OSError, match=f"cannot serve health checks on {address}: the port is in use"):
             await server.run([SERVICE], lambda: None)
 

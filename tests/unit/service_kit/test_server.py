@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 from prometheus_client import REGISTRY
 from running_server import code_of, ready, watch
-from small_server import SERVICE
+from small_server import ACCESS, SERVICE
 
 from lookalike.embedder.v1 import embedder_pb2
 from service_kit.server import Server
@@ -208,14 +208,14 @@ async def test_reflection_can_be_switched_off(start):
 
 async def test_a_port_in_use_is_named(start):
     async with start() as running:
-        other = Server(ServerSettings(address=running.address))
+        other = Server(ServerSettings(address=running.address), ACCESS)
         with pytest.raises(OSError, match=f"cannot serve on {running.address}: the port is in use"):
             await other.run([SERVICE], ready)
 
 
 async def test_a_metrics_port_in_use_is_named(start):
     async with start() as running:
-        other = Server(ServerSettings(metrics_address=running.metrics))
+        other = Server(ServerSettings(metrics_address=running.metrics), ACCESS)
         with pytest.raises(OSError, match=f"cannot serve metrics on {running.metrics}: Address already in use"):
             await other.run([SERVICE], ready)
 

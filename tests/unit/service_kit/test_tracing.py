@@ -42,6 +42,7 @@ def test_a_call_continues_the_trace_of_its_caller(stub, collector):
         "rpc.method": "Embed",
         "rpc.grpc.status_code": 0,
         "lookalike.request_id": "a-1",
+        "lookalike.identity": "anybody",
     }
     assert not span.failed
 
