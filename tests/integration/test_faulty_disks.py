@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,7 +111,7 @@ def test_a_write_that_the_system_cuts_off_ends_the_service_and_nothing_acknowled
     with Client(search.addresses.grpc, retry=False) as client:
         client.create_collection("points", space=VectorSpace("mine", DIMENSIONS))
         store(client, acknowledged)
-        time.sleep(2)  # that is flushed, and what follows is not
+        until(lambda: list(tmp_path.glob("milvus.db/**/*.parquet")))  # that is flushed, and what follows is not
         store(client, acknowledged)
         resource.prlimit(search.pid, resource.RLIMIT_FSIZE, (150_000, 150_000))
         if operation == "upsert":
