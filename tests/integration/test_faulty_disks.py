@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -20,11 +21,13 @@ from PIL import Image
 from small_disk import SmallDisk, small_disk
 from waiting import until
 
+from benchmarks.milvus_server import MilvusServer, why_not
 from lookalike import Client, EmbedderClient, Embedding, Item, LookalikeError, UpsertOutcome, VectorSpace
 from workbench.demo_images import DemoImages
 from workbench.errors import CommandError
 from workbench.services import ANY_PORT, ServerProcess, Services, running
 
+LONG = float(os.environ.get("LOOKALIKE_FAULT_SECONDS", "1")) >= 10
 MIB = 1 << 20
 KEPT_FREE = 256 * MIB
 DIMENSIONS = 512
@@ -36,13 +39,13 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         yield disk
 
 
-def searching(database: Path, logs: Path, *flags: str) -> ServerProcess:
+def searching(database: Path | str, logs: Path, *flags: str) -> ServerProcess:
     flags = ("--milvus-uri", str(database), "--embedder", "127.0.0.1:1", *flags)
     flags += ("--address", ANY_PORT, "--metrics-address", ANY_PORT, "--readiness-interval", "0.5")
     return ServerProcess("search-service", "search_service.main", list(flags), logs)
 
 
-def rows(first: int, count: int = 50) -> list[Item]:
+def rows(first: int, count: int) -> list[Item]:
     random = np.random.default_rng(first)
     return [
         Item(str(n), vector=Embedding(random.standard_normal(DIMENSIONS).tolist(), "mine"))
@@ -50,13 +53,13 @@ def rows(first: int, count: int = 50) -> list[Item]:
     ]
 
 
-def store_until_it_fails(client: Client, acknowledged: list[str]) -> None:
+def store_until_it_fails(client: Client, acknowledged: list[str], count: int = 50) -> None:
     while True:
-        store(client, acknowledged)
+        store(client, acknowledged, count)
 
 
-def store(client: Client, acknowledged: list[str]) -> None:
-    results = client.upsert("points", rows(len(acknowledged)))
+def store(client: Client, acknowledged: list[str], count: int = 50) -> None:
+    results = client.upsert("points", rows(len(acknowledged), count))
     assert {result.outcome for result in results} == {UpsertOutcome.STORED}
     acknowledged += [result.id for result in results]
 
@@ -91,7 +94,7 @@ def test_on_a_disk_that_gets_full_writes_are_refused_searches_go_on_and_nothing_
     with Client(search.addresses.grpc, retry=False) as client:
         check(client, acknowledged)
         disk.resize(KEPT_FREE + 20 * MIB)
-        client.upsert("points", rows(1_000_000))
+        client.upsert("points", rows(1_000_000, 50))
         check(client, acknowledged)
     os.kill(search.pid, signal.SIGKILL)
     os.waitpid(search.pid, 0)
@@ -124,6 +127,43 @@ def test_a_write_that_the_system_cuts_off_ends_the_service_and_nothing_acknowled
         check(client, acknowledged)
         store(client, acknowledged)
         check(client, acknowledged)
+
+
+@pytest.mark.milvus_server
+@pytest.mark.skipif(not LONG, reason="takes two minutes and 700 MB of memory: `make faults` has it")
+def test_a_milvus_server_that_ends_on_a_full_disk_has_all_that_was_acknowledged_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    with small_disk(tmp_path / "disk", 2_000 * MIB) as disk:
+        (disk.path / "milvus").mkdir()
+        server = MilvusServer(disk.path / "milvus")
+        acknowledged: list[str] = []
+        try:
+            with searching(server.uri, tmp_path) as search, Client(search.addresses.grpc, retry=False) as client:
+                client.create_collection("points", space=VectorSpace("mine", DIMENSIONS))
+                store(client, acknowledged)
+                disk.fill()
+                with pytest.raises(LookalikeError) as caught:
+                    store_until_it_fails(client, acknowledged, 500)
+                assert caught.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+                disk.resize(4_000 * MIB)
+                server.kill()
+                server.start()
+
+                def serves() -> bool:
+                    with suppress(LookalikeError):
+                        check(client, acknowledged)
+                        return True
+                    return False
+
+                until(serves, 120)
+                store(client, acknowledged)
+                check(client, acknowledged)
+                print(f"{len(acknowledged):,} rows acknowledged, all there")
+        finally:
+            server.kill()
 
 
 def test_on_a_read_only_disk_milvus_lite_says_so_at_the_start(disk: SmallDisk, tmp_path: Path) -> None:
