@@ -70,7 +70,7 @@ milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make te
 fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,500.
 	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
 
-faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: hostile rows, hangs, a model change, kill -9, ingests, networks, disks.
+faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: kill -9, hangs, networks, disks, hostile rows, ingests.
 	LOOKALIKE_CASES=5000 $(BIN)/python -m pytest -s tests/integration/test_hostile_rows.py
 	LOOKALIKE_HANG_SECONDS=30 $(BIN)/python -m pytest -s tests/integration/test_hanging_milvus.py
 	LOOKALIKE_REINDEX_ROWS=20000 $(BIN)/python -m pytest -s tests/integration/test_reindex.py -k "under_load and server"

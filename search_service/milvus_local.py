@@ -16,6 +16,7 @@ _LOCKS = Path("/proc/locks")
 # What stays free. A flush writes what Milvus Lite holds in memory, 128 MiB at most, and the log grows meanwhile.
 ROOM_BYTES = 256 << 20
 _UNEXPECTED = 1  # its code for an exception of which it knows nothing
+_STOP_SECONDS = 2.0
 
 # pymilvus asks for what Milvus Lite does not have and then does without. That is no error, and no stack trace worth.
 logging.getLogger("grpc._server").addFilter(lambda record: "Method not implemented!" not in record.getMessage())
@@ -75,4 +76,4 @@ def stop(uri: str, *, flush: bool = True) -> None:
     else:
         # It would flush at the end of the process.
         server, *_ = server_manager_instance._servers.pop(os.path.abspath(uri))
-        server.stop(grace=0)
+        server.stop(grace=0).wait(_STOP_SECONDS)

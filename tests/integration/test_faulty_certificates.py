@@ -122,7 +122,7 @@ def test_certificates_are_changed_under_load_and_one_that_expired_keeps_new_conn
             until(lambda: callers.connecting[ok] > seen + 3)
             assert callers.connecting.keys() == callers.connected.keys() == {ok}
             # Too late.
-            put(issue(authority, folder, "late", 8))
+            put(issue(authority, folder, "late", 6))
             until(lambda: callers.connecting[unavailable] > 3)
             put(authority.issue("third"))
             seen = callers.connecting[ok]

@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,9 @@ def test_a_client_that_vanishes_without_a_word_keeps_its_stream_for_less_than_a_
         assert next(results).id == "00000"
         assert streams(search) == 1
         proxy.forget()
+        began = time.monotonic()
         until(lambda: streams(search) == 0, 60)
+        print(f"the stream of a client that vanished ended after {time.monotonic() - began:.0f} s")
         items.put(None)
         with pytest.raises(LookalikeError) as caught:
             pool.submit(list, results).result(60)

@@ -121,7 +121,7 @@ def test_a_write_that_the_system_cuts_off_ends_the_service_and_nothing_acknowled
             with pytest.raises(LookalikeError) as caught:
                 store_until_it_fails(client, acknowledged)
             assert caught.value.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
-        with pytest.raises(CommandError, match="ended by itself with exit code 1"):
+        with pytest.raises(CommandError, match="ended by itself with exit code"):
             search.check(wait=20)
     with searching(tmp_path / "milvus.db", tmp_path) as search, Client(search.addresses.grpc) as client:
         check(client, acknowledged)
@@ -167,8 +167,7 @@ def test_a_milvus_server_that_ends_on_a_full_disk_has_all_that_was_acknowledged_
 
 
 def test_on_a_read_only_disk_milvus_lite_says_so_at_the_start(disk: SmallDisk, tmp_path: Path) -> None:
-    with searching(disk.path / "milvus.db", tmp_path):
-        pass
+    (disk.path / "milvus.db").mkdir()
     disk.read_only()
     with (
         pytest.raises(CommandError, match=r"could not open .*milvus.db: it cannot be written to"),
