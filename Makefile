@@ -73,13 +73,14 @@ milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make te
 fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,500.
 	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
 
-faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: hostile rows, a hang, a model change, kill -9, ingests.
+faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: kill -9, hangs, networks, disks, hostile rows, ingests.
 	LOOKALIKE_CASES=5000 $(BIN)/python -m pytest -s tests/integration/test_hostile_rows.py
 	LOOKALIKE_HANG_SECONDS=30 $(BIN)/python -m pytest -s tests/integration/test_hanging_milvus.py
 	LOOKALIKE_REINDEX_ROWS=20000 $(BIN)/python -m pytest -s tests/integration/test_reindex.py -k "under_load and server"
 	LOOKALIKE_KILLS=20 LOOKALIKE_CRASH_ROWS=50000 $(BIN)/python -m pytest -s tests/integration/test_crash.py
 	LOOKALIKE_INTERRUPTIONS=10 $(BIN)/python -m pytest -s tests/integration/test_ingest_command.py
 	LOOKALIKE_BULK_ROWS=200000 $(BIN)/python -m pytest -s tests/integration/test_bulk_import.py
+	LOOKALIKE_FAULT_SECONDS=15 $(BIN)/python -m pytest -s tests/integration/ -k "test_faulty"
 
 lint: $(DEV_STAMP)  ## Check format, style, types, the contract, and that its stubs are up to date.
 	$(BIN)/ruff format --check .

@@ -13,6 +13,10 @@ from lookalike.security import PLAINTEXT, Security
 
 MAX_MESSAGE_BYTES = 64 << 20
 KEEPALIVE_SECONDS = 20  # servers of this package accept it; by default they would close the connection after a while
+# How long a ping may go without an answer. With gRPC 1.85 the keepalive timeout alone does not end a connection (its
+# chttp2/transport/writing.cc never starts that timer): it would take a minute.
+PING_TIMEOUT_OPTION = "grpc.http2.ping_timeout_ms"
+_PING_TIMEOUT_SECONDS = 10  # a ping waits behind what a slow network has yet to take of a large message
 
 _EMBEDDER = "lookalike.embedder.v1.EmbedderService"
 _SEARCH = "lookalike.search.v1.SearchService"
@@ -93,9 +97,12 @@ def _options(max_message_bytes: int, *, retry: bool) -> list[tuple[str, str | in
         # The default backs off to two minutes: calls would fail that long after a service is back.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # A name is looked up again when a connection ends, but by default at most every 30 s.
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
         # Notices a peer that is gone or hangs while calls wait for it: they fail, and others go to another address.
         ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
         ("grpc.keepalive_timeout_ms", 5_000),
+        (PING_TIMEOUT_OPTION, _PING_TIMEOUT_SECONDS * 1000),
     ]
 
 

@@ -120,15 +120,16 @@ class Access:
                 except TimeoutError as error:
                     message = f"the {operation} waited too long for other writes, and was not begun: allow more time"
                     raise DeadlineExceeded(message) from error
-            rows = await self._connection.call(operation, call, deadline, attempt_seconds=self._write_seconds)
+            rows = await self._connection.write(operation, call, deadline, self._write_seconds)
         if self._connection.local and rows:
             self._flusher.wrote(collection, rows)
         return rows
 
     async def _flush(self, collection: str) -> None:
         async with self._gates[collection].writing():
-            await self._connection.call(
+            await self._connection.write(
                 "flush",
                 lambda client, timeout: client.flush(collection, timeout=timeout),
                 time.monotonic() + self._write_seconds,
+                self._write_seconds,
             )

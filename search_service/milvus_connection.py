@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pymilvus import MilvusClient
+from pymilvus import MilvusClient, MilvusException
 
+from lookalike.channel import PING_TIMEOUT_OPTION
 from search_service import metrics, milvus_local
 from search_service.circuit import SUSPICIOUS_SECONDS, Circuit
 from search_service.milvus_errors import translate
 from search_service.milvus_security import Security
 from search_service.retries import Failed, Failure, Retries
 from service_kit import tracing
-from service_kit.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from service_kit.errors import Broken, DeadlineExceeded, FailedPrecondition, Unavailable
 
 T = TypeVar("T")
 # pymilvus has no types.
@@ -37,8 +39,12 @@ _UPSTREAM = "milvus"
 _PROBE_SECONDS = 2.0
 _LEAST_TIMEOUT_SECONDS = 0.001
 
-# By default gRPC waits up to two minutes before it tries again to reach a server that was down.
-_GRPC_OPTIONS = {"grpc.initial_reconnect_backoff_ms": 100, "grpc.max_reconnect_backoff_ms": 1_000}
+_GRPC_OPTIONS = {
+    # By default gRPC waits up to two minutes before it tries again to reach a server that was down.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1_000,
+    PING_TIMEOUT_OPTION: 5_000,  # pymilvus pings every 10 s
+}
 
 # They log each failed call with a stack trace, and with the caller's filter. Callers get all failures as errors.
 for _name in ("pymilvus.decorators", "pymilvus.client.connection_manager"):
@@ -72,6 +78,7 @@ class MilvusConnection:
         # The pool may be full of calls that hang.
         self._probe_thread: ThreadPoolExecutor | None = None
         self._client: Client = None
+        self._broken: Broken | None = None
 
     async def open(self, deadline: float) -> None:
         """Connect. Raises FailedPrecondition (wrong address, file in use), Unavailable or DeadlineExceeded."""
@@ -98,7 +105,7 @@ class MilvusConnection:
         if client is not None:
             await asyncio.to_thread(client.close)
             if self.local:
-                await asyncio.to_thread(milvus_local.stop, self.uri)
+                await asyncio.to_thread(milvus_local.stop, self.uri, flush=self._broken is None)
         for pool in pools:
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -126,9 +133,33 @@ class MilvusConnection:
                 operation, lambda: self._attempt(operation, call, deadline, attempt_seconds), deadline
             )
 
+    async def write(self, operation: str, call: Call[T], deadline: float, attempt_seconds: float) -> T:
+        """Run a call that changes rows, as `call` does.
+
+        On Milvus Lite none begins on a disk that is nearly full, but for deletions. After one that it may not survive
+        (see `milvus_local.has_lost_track`) every call raises Broken: a new process finds all that was acknowledged.
+        """
+
+        def locally(client: Client, timeout: float) -> T:
+            if operation != "delete":
+                milvus_local.require_room(self.uri)
+            try:
+                return call(client, timeout)
+            except MilvusException as error:
+                if milvus_local.has_lost_track(error, operation):
+                    self._broken = Broken(
+                        f"Milvus Lite failed the {operation} ({error.message}) and may lack rows now: the service "
+                        "ends, and finds them in the log when it is started again"
+                    )
+                raise
+
+        return await self.call(operation, locally if self.local else call, deadline, attempt_seconds=attempt_seconds)
+
     async def _attempt(self, operation: str, call: Call[T], deadline: float, attempt_seconds: float | None) -> T:
         if self._pool is None:
             raise Unavailable("the store is closed: open it first")
+        if self._broken is not None:
+            raise self._broken
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise DeadlineExceeded(f"no time was left for the {operation}: allow more")
@@ -221,6 +252,8 @@ class MilvusConnection:
     def _why_not_local(self) -> str:
         holder = milvus_local.holder(self.uri)
         failed = f"Milvus Lite could not open {self.uri}"
+        if not os.access(self.uri, os.W_OK):
+            return f"{failed}: it cannot be written to (a read-only disk, or another user's): make it writable"
         if holder is None:
             return f"{failed}: look at the rights of that directory, and whether another process uses it"
         return (

@@ -118,6 +118,7 @@ _BY_TEXT: tuple[tuple[str, _Kind], ...] = (
     ("too large to convert", _Kind(InvalidArgument, advice="use numbers of at most 64 bits in the filter")),
     ("already exist", _EXISTS),
     ("rate limit", _BUSY),
+    ("no space left on device", _FULL),  # Milvus Lite
     ("empty grpc client", _NOT_READY),  # a part of the server does not reach another
     ("closed channel", _DOWN),
     ("should create connection", _DOWN),

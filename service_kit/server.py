@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from lookalike.addresses import is_local
-from lookalike.channel import KEEPALIVE_SECONDS
+from lookalike.channel import KEEPALIVE_SECONDS, PING_TIMEOUT_OPTION
 from service_kit import process
 from service_kit.access import AccessTable
 from service_kit.certificates import ServerCertificate
@@ -69,6 +69,10 @@ class Server:
                 ("grpc.so_reuseport", 0),
                 # Clients ping this often where a call takes long; gRPC's own limit is five minutes.
                 ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
+                # A client behind a dead connection would keep its streams, and their places, for two hours.
+                ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_SECONDS * 1000),
+                (PING_TIMEOUT_OPTION, KEEPALIVE_SECONDS * 1000),
                 ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age)),
             ),
         )
@@ -188,6 +192,7 @@ class Server:
         self, health_state: Health, check: Callable[[], Awaitable[None]], addresses: dict[str, str]
     ) -> None:
         serving: bool | None = None
+        told = self._settings.address_file is None
         while True:
             try:
                 await asyncio.wait_for(check(), max(1.0, self._settings.readiness_interval))
@@ -203,11 +208,21 @@ class Server:
                 await health_state.set_ready(ready)
                 if ready:
                     log(_log, logging.INFO, "serving")
-                    if self._settings.address_file:
-                        _write_atomically(self._settings.address_file, json.dumps(addresses))
                 serving = ready
+            if ready and not told:
+                told = self._tell(addresses)
             # Until it is ready for the first time somebody waits for it: look more often.
             await asyncio.sleep(self._settings.readiness_interval if serving else 0.2)
+
+    def _tell(self, addresses: dict[str, str]) -> bool:
+        """Writes the address file, and returns whether it is there: on a full disk it may take some attempts."""
+        assert self._settings.address_file
+        try:
+            _write_atomically(self._settings.address_file, json.dumps(addresses))
+        except OSError as error:
+            log(_log, logging.ERROR, "the address file cannot be written, and is tried again", reason=str(error))
+            return False
+        return True
 
 
 def _certificate(settings: ServerSettings) -> ServerCertificate | None:
@@ -256,5 +271,9 @@ def _serving_metrics(address: str) -> Iterator[str]:
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,15 +117,19 @@ def _failure_file(path: Path | None) -> Iterator[Callable[[Failure], None]]:
     if path is None:
         yield lambda failure: None
         return
-    with path.open("w", encoding="utf-8", buffering=1) as file:  # each line at once
+    file = path.open("w", encoding="utf-8", buffering=1)  # each line at once
 
-        def write(failure: Failure) -> None:
-            try:
-                file.write(json.dumps({"id": failure.id, "source": failure.source, "reason": failure.reason}) + "\n")
-            except OSError as error:
-                raise CommandError(f"{path} cannot be written: {error.strerror}") from error
+    def write(failure: Failure) -> None:
+        try:
+            file.write(json.dumps({"id": failure.id, "source": failure.source, "reason": failure.reason}) + "\n")
+        except OSError as error:
+            raise CommandError(f"{path} cannot be written: {error.strerror}") from error
 
+    try:
         yield write
+    finally:
+        with suppress(OSError):  # it tries again to write the line of that error
+            file.close()
 
 
 def _print_failures(report: IngestReport, file: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import signal
 import sys
@@ -81,6 +82,8 @@ def _explain(error: Exception) -> str | None:
             return f"the package {name.partition('.')[0]} is not installed: pip install 'lookalike[quickstart]'"
         case OSError(filename=str(name)):
             return f"{name}: {error.strerror}"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"a file cannot be written: {error.strerror}: make room, and run the command again"
         case _:
             return None
 

@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 _MODELS = 4
 # Tells our folders from whatever else is in the directory.
 _SUFFIX = ".compiled"
+_NOT_KEPT = "compiled models cannot be kept: the next start is not quicker"
 
 
 def user_cache_dir() -> Path:
@@ -54,7 +55,7 @@ def cache_folder(root: Path | None, key: str) -> Iterator[Path | None]:
         else:
             new = Path(tempfile.mkdtemp(prefix=".", suffix=_SUFFIX, dir=root))
     except (OSError, RuntimeError) as error:
-        log(_log, logging.WARNING, "compiled models cannot be kept: the next start is not quicker", reason=str(error))
+        log(_log, logging.WARNING, _NOT_KEPT, reason=str(error))
         yield None
         return
     if new is None:
@@ -62,6 +63,9 @@ def cache_folder(root: Path | None, key: str) -> Iterator[Path | None]:
         return
     try:
         yield new
+        if not any(new.iterdir()):  # OpenVINO says nothing of a disk that is full, and goes on
+            log(_log, logging.WARNING, _NOT_KEPT, reason=f"nothing could be written to {new}: is the disk full?")
+            return
         # Another server may have been first: its folder has the same model in it.
         with suppress(OSError):
             new.rename(kept)
