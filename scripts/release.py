@@ -1,6 +1,6 @@
-"""Builds a release of the last commit in dist/: sdist, wheel, a bill of materials for each set of requirements/, SHA256SUMS.
+"""Builds a release of the last commit in dist/: sdist, wheel, bills of materials, SHA256SUMS: `make release`.
 
-`make release` runs it. The same commit gives the same bytes again; a bill is of what is installed on this platform.
+The same commit gives the same bytes again; a bill is of what is installed on this platform.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,9 +30,12 @@ def build(commit: str, out: Path) -> None:
     """Builds sdist and wheel of a commit, whatever else lies in the working tree."""
     seconds = int(_output("git", "show", "--no-patch", "--format=%ct", commit))
     with tempfile.TemporaryDirectory() as folder:
-        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout
-        subprocess.run(["tar", "--extract", "--directory", folder], input=archive, check=True)
-        _uv("build", *_HASHED[:1], "--build-constraints", FOLDER / "backend.txt", "--out-dir", out, folder, epoch=seconds)
+        archive = Path(folder) / "source.tar"
+        _output("git", "archive", "--output", str(archive), commit)
+        source = Path(folder) / "source"
+        shutil.unpack_archive(archive, source)
+        build = ("build", "--build-constraints", FOLDER / "backend.txt", "--require-hashes", "--out-dir", out)
+        _uv(*build, source, epoch=seconds)
     (out / ".gitignore").unlink(missing_ok=True)
     for sdist in out.glob("*.tar.gz"):
         _set_times(sdist, seconds)
@@ -46,6 +51,13 @@ def bill(name: str, out: Path) -> None:
         file = out / f"lookalike-{name}.cdx.json"
         flags = ["--output-reproducible", "--pyproject", ROOT / "pyproject.toml", "--output-file", file]
         subprocess.run([_BIN / "cyclonedx-py", "environment", *flags, python], check=True)
+    components = json.loads(file.read_text())["components"]
+    # One with a marker, after a semicolon, is for other platforms, perhaps.
+    expected = re.findall(r"^(\S+)==\S+ \\$", (FOLDER / f"{name}.txt").read_text(), re.MULTILINE)
+    if missing := set(expected) - {re.split("[/@]", each["purl"])[1] for each in components}:
+        sys.exit(f"{file} lacks {', '.join(sorted(missing))}")
+    unlicensed = ", ".join(each["name"] for each in components if not each.get("licenses")) or "none"
+    print(f"{file.name}: {len(components)} packages; those that state no licence: {unlicensed}", flush=True)
 
 
 def _set_times(sdist: Path, seconds: int) -> None:

@@ -1,6 +1,7 @@
-"""Writes requirements/: what each image, the client and the release tools install, with hashes, as constraints.txt pins it.
+"""Writes requirements/: what each image, the client and the release tools install, with hashes: `make constraints`.
 
-`make constraints` runs it. pip takes these with --require-hashes, which refuses whatever is not listed, or is another file.
+The versions are those of constraints.txt. pip takes the files with --require-hashes, and then refuses whatever is not
+listed, or is another file.
 """
 
 from __future__ import annotations
