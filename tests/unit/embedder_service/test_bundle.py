@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import re
 import subprocess
@@ -176,6 +177,21 @@ def test_missing_checksums_are_noticed(lite0_copy):
     (lite0_copy.path / "SHA256SUMS").unlink()
     with pytest.raises(FailedPrecondition, match="SHA256SUMS is missing or unreadable"):
         lite0_copy.verify_checksums()
+
+
+def test_a_bundle_can_be_pinned_by_the_digest_of_its_checksums(lite0):
+    digest = hashlib.sha256((lite0.path / "SHA256SUMS").read_bytes()).hexdigest()
+    lite0.verify_checksums(digest.upper())
+    with pytest.raises(FailedPrecondition, match=f"is another one: its SHA256SUMS has the SHA-256 {digest}, not 00"):
+        lite0.verify_checksums("00")
+
+
+@pytest.mark.parametrize("file", ["/etc/model.xml", "../model.xml", "openvino/../../model.xml"])
+def test_a_model_outside_of_the_bundle_is_not_read(lite0, file):
+    precision = dataclasses.replace(lite0.manifest.precisions["f32"], model=file)
+    opened = bundles.Bundle(lite0.path, with_precisions(lite0, f32=precision))
+    with pytest.raises(FailedPrecondition, match="names a model outside of it"):
+        opened.openvino_model("f32")
 
 
 def test_the_digest_of_a_set_of_images_is_of_their_contents_alone(tmp_path):
