@@ -24,6 +24,7 @@ RELEASE := .venv-release
 RELEASE_STAMP := $(RELEASE)/installed.stamp
 TEST_STAMPS := $(DEV_STAMP) $(MILVUS_STAMPS) $(DEPLOY_STAMPS)
 IMAGES ?=
+WORKERS ?=
 # More flags for the command behind a target: run, serve, evaluate, test, the benchmarks.
 ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
@@ -66,8 +67,8 @@ bench-loadtest: $(BENCH_STAMP)  ## Measure what the load-test client itself adds
 soak: $(BENCH_STAMP)  ## Ten minutes of mixed load on the embedder, in which it must not grow. IMAGES=DIR.
 	$(BIN)/python -m benchmarks.soak $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
-test: $(TEST_STAMPS)  ## Run all tests.
-	$(BIN)/python -m pytest $(ARGS)
+test: $(TEST_STAMPS)  ## Run all tests. WORKERS=3: in three processes, each with a Milvus server of its own.
+	$(BIN)/python -m pytest $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadfile) $(ARGS)
 
 milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make test does so by itself.
 
