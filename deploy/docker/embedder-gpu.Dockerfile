@@ -11,8 +11,8 @@ RUN python -m venv --without-pip /opt/lookalike
 COPY requirements/backend.txt requirements/embedder-gpu.txt requirements/
 RUN python -m pip --python /opt/lookalike/bin/python install --no-cache-dir --only-binary :all: --require-hashes \
     --requirement requirements/embedder-gpu.txt
-RUN python -m pip install --no-cache-dir --only-binary :all: --require-hashes --requirement requirements/backend.txt --target backend
 COPY pyproject.toml README.md LICENSE ./
+RUN python -m pip install --no-cache-dir --only-binary :all: --require-hashes --requirement requirements/backend.txt --target backend
 COPY lookalike lookalike
 COPY service_kit service_kit
 COPY embedder_service embedder_service
