@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _compile(name: str, *arguments: str, source: str = "") -> None:
-    # The interpreter's own, so that `make` need not be there.
+    # The one that is installed beside this interpreter.
     uv = Path(sys.executable).with_name("uv")
     command = [uv, "pip", "compile", *_FLAGS, *arguments, "--output-file", FOLDER / f"{name}.txt"]
     subprocess.run(command, cwd=ROOT, check=True, text=True, input=source)

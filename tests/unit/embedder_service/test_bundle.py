@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from embedder_service import decode
+from embedder_service.main import load
 from embedder_service.model import bundle as bundles
 from embedder_service.model import manifest as manifests
 from embedder_service.model.manifest import Input, Pca, Weights
+from embedder_service.settings import EmbedderSettings
 from service_kit.errors import FailedPrecondition, InvalidArgument
 
 SPACE = {
@@ -177,6 +179,12 @@ def test_missing_checksums_are_noticed(lite0_copy):
     (lite0_copy.path / "SHA256SUMS").unlink()
     with pytest.raises(FailedPrecondition, match="SHA256SUMS is missing or unreadable"):
         lite0_copy.verify_checksums()
+
+
+def test_the_embedder_reads_no_model_of_a_bundle_that_has_changed(lite0_copy):
+    (lite0_copy.path / "openvino" / "model.xml").write_text("<model")
+    with pytest.raises(FailedPrecondition, match=r"not as it was built: openvino/model\.xml has changed"):
+        load(EmbedderSettings(bundle=lite0_copy.path))
 
 
 def test_a_bundle_can_be_pinned_by_the_digest_of_its_checksums(lite0):
