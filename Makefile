@@ -19,15 +19,20 @@ MILVUS_STAMPS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 DEPLOY := .venv-deploy
 DEPLOY_STAMP := $(DEPLOY)/installed.stamp
 DEPLOY_STAMPS := $(if $(shell command -v apt-get),$(DEPLOY_STAMP))
+# What builds and audits a release: only files whose hashes are listed.
+RELEASE := .venv-release
+RELEASE_STAMP := $(RELEASE)/installed.stamp
 TEST_STAMPS := $(DEV_STAMP) $(MILVUS_STAMPS) $(DEPLOY_STAMPS)
 IMAGES ?=
+WORKERS ?=
 # More flags for the command behind a target: run, serve, evaluate, test, the benchmarks.
 ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest bench-services bench-loadtest soak \
-	test milvus fuzz faults lint format check-deploy check-images pin-images dashboards protos docs constraints clean
+.PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest bench-services \
+	bench-loadtest soak test milvus fuzz faults lint format check-deploy check-images pin-images dashboards protos docs \
+	constraints audit release clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,8 +70,8 @@ bench-loadtest: $(BENCH_STAMP)  ## Measure what the load-test client itself adds
 soak: $(BENCH_STAMP)  ## Ten minutes of mixed load on the embedder, in which it must not grow. IMAGES=DIR.
 	$(BIN)/python -m benchmarks.soak $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
-test: $(TEST_STAMPS)  ## Run all tests.
-	$(BIN)/python -m pytest $(ARGS)
+test: $(TEST_STAMPS)  ## Run all tests. WORKERS=3: in three processes, each with a Milvus server of its own.
+	$(BIN)/python -m pytest $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadfile) $(ARGS)
 
 milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make test does so by itself.
 
@@ -110,12 +115,20 @@ protos: $(DEV_STAMP)  ## Generate the stubs from protos/.
 docs: $(DEV_STAMP)  ## Generate docs/settings.md from the settings of both servers.
 	$(BIN)/python scripts/settings_reference.py
 
-constraints: $(DEV_STAMP)  ## Pin the newest versions of all dependencies in constraints.txt.
+constraints: $(DEV_STAMP)  ## Pin the newest versions of all dependencies: constraints.txt, and requirements/ with hashes.
 	$(BIN)/uv pip compile --quiet --upgrade --universal --no-emit-index-url --no-emit-find-links --no-header \
-		--python-version 3.11 --extra dev --extra gpu --extra bench pyproject.toml --output-file constraints.txt
+		--python-version 3.11 --extra dev --extra gpu --extra bench --extra release pyproject.toml \
+		--output-file constraints.txt
+	$(BIN)/python -m scripts.requirements
+
+audit: $(RELEASE_STAMP)  ## Look for known vulnerabilities of what requirements/ pins, in the OSV database.
+	$(RELEASE)/bin/python -m scripts.audit $(ARGS)
+
+release: $(RELEASE_STAMP)  ## Build dist/ from the last commit: sdist, wheel, bills of materials, checksums.
+	$(RELEASE)/bin/python -m scripts.release $(ARGS)
 
 clean:  ## Remove everything that make and the services wrote.
-	rm -rf $(VENV) $(MILVUS) $(DEPLOY) var build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(MILVUS) $(DEPLOY) $(RELEASE) var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -149,6 +162,13 @@ $(MILVUS_STAMP): constraints-milvus.txt
 	$(MILVUS)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints-milvus.txt milvus
 	$(MILVUS)/bin/python -c "import milvus; config = milvus.MilvusServerConfig(data_dir='$(MILVUS)/server'); \
 		config.resolve(); milvus._initialize_data_files(config.base_data_dir)"
+	@touch $@
+
+$(RELEASE_STAMP): requirements/release.txt
+	@echo "Installing the tools that build and audit a release into $(RELEASE)"
+	$(PYTHON) -m venv --clear $(RELEASE)
+	$(RELEASE)/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: --require-hashes \
+		--requirement requirements/release.txt
 	@touch $@
 
 # checkov pins old versions of what others need in new ones, so it is apart.

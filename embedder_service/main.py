@@ -61,6 +61,7 @@ async def serve(settings: EmbedderSettings) -> int:
 def load(settings: EmbedderSettings) -> tuple[Manifest, Runtime]:
     """Opens the bundle and loads its model, and says so in the log and the metrics."""
     opened = bundle.load(settings.bundle)
+    opened.verify_checksums(settings.bundle_sha256)
     manifest = opened.manifest
     runtime = load_runtime(
         opened,

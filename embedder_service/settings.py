@@ -22,6 +22,9 @@ class EmbedderSettings(ServerSettings):
         "127.0.0.1:9101", "HOST:PORT to serve Prometheus metrics on; port 0 takes any free one."
     )
     bundle: Path = setting(Path("bundle"), "Directory of the model bundle.")
+    bundle_sha256: str | None = setting(
+        None, "SHA-256 that the bundle's SHA256SUMS must have, in hex; any bundle whose files match it if unset."
+    )
     runtime: str = setting("openvino", "What runs the model.", choices=NAMES)
     precision: str = setting(
         "auto",

@@ -199,7 +199,7 @@ def _timed(done: Evaluation, stage: str) -> Iterator[None]:
 def _projected(bundle: Bundle, rows: Vectors) -> Vectors:
     if bundle.manifest.pca is None:
         return rows
-    with np.load(bundle.path / PCA_FILE) as pca:
+    with np.load(bundle.path / PCA_FILE, allow_pickle=False) as pca:
         return _unit((rows - pca["mean"]) @ pca["components"].T)
 
 

@@ -37,7 +37,7 @@ from search_service.recall import Ranked, recall_at_k
 from workbench import retries
 from workbench.errors import CommandError
 from workbench.progress import Progress
-from workbench.sources import SourceError, read_source
+from workbench.sources import SourceError, Sources
 
 _TOP_K = 10
 _VECTORS_PER_IMAGE = 8  # a vector is that much quicker copied than an image embedded
@@ -127,7 +127,7 @@ class Filler:
         limits: those of the service.
         batch: images in one call, at most.
         concurrency: calls at the same time. No more than this many times half a message of images is in memory.
-        source_timeout: seconds that a web server may take to give an image.
+        sources: where images may be read from.
         show: opens the progress of a number of rows.
     """
 
@@ -140,7 +140,7 @@ class Filler:
         *,
         batch: int = 32,
         concurrency: int = 4,
-        source_timeout: float = 20.0,
+        sources: Sources,
         show: Callable[[int], AbstractContextManager[Progress]],
     ) -> None:
         serving = collection.serving
@@ -156,7 +156,7 @@ class Filler:
             batch = min(batch * _VECTORS_PER_IMAGE, max(1, self._most_bytes // (16 * version.space.dimension)))
         self._batch = min(batch, limits.max_batch_items)
         self._concurrency = concurrency
-        self._source_timeout = source_timeout
+        self._sources = sources
         self._show = show
         self._copied: set[Key] = set()
         self._failed: dict[Key, tuple[int, Failure]] = {}
@@ -345,7 +345,7 @@ class Filler:
         """Returns the bytes that a row was made from. Raises SourceError."""
         if not record.content_sha256:
             raise SourceError("was stored as a vector, of which another model can make none: store its image")
-        image = read_source(record.source, max_bytes=self._limits.max_image_bytes, timeout=self._source_timeout)
+        image = self._sources.read(record.source, max_bytes=self._limits.max_image_bytes)
         if hashlib.sha256(image).hexdigest() != record.content_sha256:
             raise SourceError("changed since it was stored: ingest it again")
         return image

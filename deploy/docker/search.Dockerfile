@@ -7,13 +7,18 @@ FROM ${PYTHON} AS build
 WORKDIR /src
 # The environment gets no pip of its own: nothing can be installed in the image later.
 RUN python -m venv --without-pip /opt/lookalike
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+# No file that is not listed with its hash, and no package that is built here.
+COPY requirements/backend.txt requirements/search.txt requirements/
+RUN python -m pip --python /opt/lookalike/bin/python install --no-cache-dir --only-binary :all: --require-hashes \
+    --requirement requirements/search.txt
+COPY pyproject.toml README.md LICENSE ./
+RUN python -m pip install --no-cache-dir --only-binary :all: --require-hashes --requirement requirements/backend.txt --target backend
 COPY lookalike lookalike
 COPY service_kit service_kit
 COPY embedder_service embedder_service
 COPY search_service search_service
 COPY workbench workbench
-RUN python -m pip --python /opt/lookalike/bin/python install --no-cache-dir --constraint constraints.txt '.[search,tracing]'
+RUN PYTHONPATH=backend python -m pip --python /opt/lookalike/bin/python install --no-deps --no-index --no-build-isolation .
 
 FROM ${PYTHON}
 COPY --from=build /opt/lookalike /opt/lookalike

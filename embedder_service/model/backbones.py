@@ -20,9 +20,8 @@ class Backbone:
     parameters: int  # without the classifier
     preprocessing: str  # key of `preprocessing.PREPROCESSING`
     resize: str  # key of `resizing.FILTERS`
-    keras_weights: (
-        str | None
-    )  # where Keras downloads its ImageNet weights from, below its own address; None: not Keras's
+    keras_weights: str | None  # its ImageNet weights, below Keras's own address; None: not Keras's
+    keras_md5: str | None = None  # of that file, as Keras states it, which it does not for MobileNet
 
 
 # Images are resized bilinearly. On Caltech-101 with EfficientNet-Lite0, against bicubic, that costs 0.2 points of
@@ -40,6 +39,7 @@ BACKBONES = {
             "caffe",
             "bilinear",
             "resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            "4d473c1dd8becc155b73f8504c6f6626",
         ),
         Backbone(
             "inceptionv3",
@@ -50,6 +50,7 @@ BACKBONES = {
             "tf",
             "bilinear",
             "inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            "bcbd6486424b2319ff4ef7d526e38f63",
         ),
         Backbone(
             "vgg16",
@@ -60,6 +61,7 @@ BACKBONES = {
             "caffe",
             "bilinear",
             "vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            "6d6bbae143d832006294945121d1f1fc",
         ),
         Backbone(
             "vgg19",
@@ -70,6 +72,7 @@ BACKBONES = {
             "caffe",
             "bilinear",
             "vgg19/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            "253f8cb515780f3b799900260a226db6",
         ),
         Backbone(
             "mobilenet",

@@ -75,6 +75,7 @@ def build(
     out: Path,
     progress: Progress,
     *,
+    weights_sha256: str | None = None,
     classes: Sequence[str] | None = None,
     gate: Gate = Gate(),
 ) -> Built:
@@ -87,6 +88,7 @@ def build(
         dims: length of an embedding, or None to leave the PCA out.
         out: the bundle's directory.
         progress: called as the work goes on, with the stage, the steps done and the steps there are.
+        weights_sha256: what the file of the weights must have to be read; see `network.create`.
         classes: the class of each image, to measure the accuracy of each precision; None if there are none.
         gate: what a precision may lose and still be kept; float32 always is.
 
@@ -109,7 +111,7 @@ def build(
     class_of = dict(zip(image_paths, classes, strict=True)) if classes else {}
     taken = Input(chosen.size, chosen.size, chosen.resize, decode.REVISION, chosen.preprocessing)
 
-    net, origin = network.create(chosen, weights)
+    net, origin = network.create(chosen, weights, sha256=weights_sha256)
     embedder = Embedder(net, chosen.preprocessing)
     rows, skipped = _extract(OpenVinoRuntime(embedder.to_openvino()), paths, taken, progress)
     fitted = None

@@ -39,7 +39,7 @@ class Bundle:
         """The OpenVINO IR to run in a precision; bf16 runs the float IR, rounded by the CPU plugin.
 
         Raises:
-            FailedPrecondition: the bundle does not contain that precision.
+            FailedPrecondition: the bundle does not contain that precision, or names a file outside of it.
         """
         contained = self.manifest.precisions
         entry = contained.get(precision) or (contained.get("f32") if precision == "bf16" else None)
@@ -47,17 +47,29 @@ class Bundle:
             raise FailedPrecondition(
                 f"the bundle {self.path} has no precision {precision!r}; it has {', '.join(sorted(contained))}"
             )
-        return self.path / entry.model
+        model = self.path / entry.model
+        if not model.resolve().is_relative_to(self.path.resolve()):
+            raise FailedPrecondition(f"the bundle {self.path} names a model outside of it, {entry.model!r}")
+        return model
 
-    def verify_checksums(self) -> None:
-        """Compare every file with SHA256SUMS.
+    def verify_checksums(self, expected: str | None = None) -> None:
+        """Compare every file with SHA256SUMS, before anything but the manifest is read.
+
+        Args:
+            expected: the SHA-256 of SHA256SUMS itself, in hex, which names one bundle and no other; None takes any.
 
         Raises:
-            FailedPrecondition: a file is missing, was added, or has changed; the message names each.
+            FailedPrecondition: a file is missing, was added, or has changed; the message names each. Or it is another
+                bundle than expected.
         """
         if found := checksums.problems(self.path):
             raise FailedPrecondition(
                 f"the bundle {self.path} is not as it was built: {'; '.join(found)}; copy or build it again"
+            )
+        digest = checksums.sha256(self.path / checksums.FILE)
+        if expected is not None and digest != expected.lower():
+            raise FailedPrecondition(
+                f"the bundle {self.path} is another one: its {checksums.FILE} has the SHA-256 {digest}, not {expected}"
             )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from embedder_service.model import checksums
 from embedder_service.model import weights as lite0_weights
 from embedder_service.model.backbones import Backbone
 from embedder_service.model.efficientnet_lite0 import efficientnet_lite0, load_state_dict
@@ -29,7 +30,9 @@ _REACH_SECONDS = 8.0
 _STALL_SECONDS = 30.0
 
 
-def create(backbone: Backbone, weights: str, seed: int = 0) -> tuple[keras.Model, Weights]:
+def create(
+    backbone: Backbone, weights: str, seed: int = 0, *, sha256: str | None = None
+) -> tuple[keras.Model, Weights]:
     """Make a backbone: float32 [N, size, size, 3], preprocessed -> float32 [N, features].
 
     Args:
@@ -37,18 +40,18 @@ def create(backbone: Backbone, weights: str, seed: int = 0) -> tuple[keras.Model
         weights: "imagenet", "random", or the path of a weights file of that very network without its classifier:
             Keras's .h5, .weights.h5 or .keras, and for EfficientNet-Lite0 also its .pth.
         seed: of the random weights.
+        sha256: what the file must have, in hex, to be read at all; not checked when None. That of EfficientNet-Lite0's
+            .pth is known, and always checked.
 
     Raises:
-        WeightsUnavailable: they cannot be downloaded, are not installed, cannot be read, or are another network's.
+        WeightsUnavailable: they cannot be downloaded, are not installed, cannot be read, have another checksum, or are
+            another network's.
     """
-    if weights == "imagenet":
-        model = _imagenet(backbone)
+    model = _empty(backbone)
+    if weights == "random":
+        _randomise(model, seed)
     else:
-        model = _empty(backbone)
-        if weights == "random":
-            _randomise(model, seed)
-        else:
-            _load_file(backbone, model, Path(weights))
+        _load_file(backbone, model, _imagenet(backbone) if weights == "imagenet" else Path(weights), sha256)
     source = weights if weights in ("imagenet", "random") else "file"
     return model, Weights(source, digest(model.get_weights()))
 
@@ -65,36 +68,33 @@ def digest(arrays: list[NDArray[np.float32]]) -> str:
 def _empty(backbone: Backbone) -> keras.Model:
     if backbone.keras_weights is None:
         return efficientnet_lite0(backbone.size)
-    return _keras_application(backbone, None)
-
-
-def _keras_application(backbone: Backbone, weights: str | None) -> keras.Model:
     application = getattr(keras.applications, backbone.title)
-    shape = (backbone.size, backbone.size, 3)
-    return application(include_top=False, weights=weights, input_shape=shape, pooling="avg")
+    return application(include_top=False, weights=None, input_shape=(backbone.size, backbone.size, 3), pooling="avg")
 
 
-def _imagenet(backbone: Backbone) -> keras.Model:
+def _imagenet(backbone: Backbone) -> Path:
+    """The file of the ImageNet weights, downloaded if need be."""
     if backbone.keras_weights is None:
-        model = efficientnet_lite0(backbone.size)
-        load_state_dict(model, lite0_weights.read_lite0(lite0_weights.lite0_file()))
-        return model
+        return lite0_weights.lite0_file()
+    name = backbone.keras_weights.rsplit("/", 1)[1]
+    url = _KERAS_URL + backbone.keras_weights
+    # Where `keras.applications` keeps them, too.
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     try:
-        if not _cached(backbone.keras_weights):
-            _reach(_KERAS_URL + backbone.keras_weights)
+        if not (home / "models" / name).exists():
+            _reach(url)
         with _socket_timeout(_STALL_SECONDS):
-            return _keras_application(backbone, "imagenet")
+            return Path(
+                keras.utils.get_file(
+                    name, url, cache_dir=str(home), cache_subdir="models", file_hash=backbone.keras_md5
+                )
+            )
     except Exception as error:  # Keras raises plain Exception when a download fails.
         reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
         raise WeightsUnavailable(
             f"ImageNet weights for {backbone.name} could not be downloaded ({reason}); connect this machine, or give a "
             "local file with --weights PATH"
         ) from error
-
-
-def _cached(file: str) -> bool:
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    return (home / "models" / file.rsplit("/", 1)[1]).exists()
 
 
 def _reach(url: str) -> None:
@@ -133,9 +133,11 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _load_file(backbone: Backbone, model: keras.Model, path: Path) -> None:
+def _load_file(backbone: Backbone, model: keras.Model, path: Path, sha256: str | None) -> None:
     if not path.is_file():
         raise WeightsUnavailable(f'there is no weights file {path}; give "imagenet", "random" or the path of a file')
+    if sha256 is not None and (found := checksums.sha256(path)) != sha256.lower():
+        raise WeightsUnavailable(f"the weights file {path} has SHA-256 {found}, expected {sha256}; it was not read")
     if path.suffix == ".pth" and backbone.keras_weights is None:
         load_state_dict(model, lite0_weights.read_lite0(path))
         return

@@ -90,7 +90,7 @@ class Prometheus:
 def webhook() -> Iterator[Webhook]:
     """Both receivers of Alertmanager."""
     with Webhook() as webhook:
-        thread = threading.Thread(target=webhook.serve_forever)
+        thread = threading.Thread(target=webhook.serve_forever, args=(0.01,))
         thread.start()
         yield webhook
         webhook.shutdown()

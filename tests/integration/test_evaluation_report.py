@@ -107,17 +107,23 @@ def test_the_report_shows_it_all_and_asks_nobody_for_anything(evaluated: dict[st
     assert len(text) < 15_000_000
 
 
-def test_images_that_are_gone_are_no_neighbours_any_more(
+def test_images_that_are_gone_are_no_neighbours_any_more_and_a_class_may_be_called_anything(
     evaluated: dict[str, Any], bundle: Path, demo_images: DemoImages, data_dir: Path, tmp_path: Path
 ) -> None:
     images = sorted(demo_images.copies.rglob("*.*"))
+    nasty = '"><img src=x onerror=alert(1)>&'
     for path in images[::3]:
         copy = tmp_path / path.relative_to(demo_images.copies)
+        if copy.parent.name == images[0].parent.name:
+            copy = copy.parent.with_name(nasty) / copy.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
     figures = _evaluate(bundle, tmp_path, data_dir)
     assert figures["images"] == len(images[::3]) < evaluated["images"]
     assert figures["accuracy"] == pytest.approx(figures["retrieval"][-1]["accuracy"], abs=0.01)
+    text = (data_dir / "evaluate" / "report.html").read_text()
+    assert "<img src=x" not in text
+    assert nasty in _Page(text).text
 
 
 def test_the_features_before_the_pca_are_those_that_the_bundle_projects(bundle: Path, demo_images: DemoImages) -> None:

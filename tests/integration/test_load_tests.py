@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pytest
 pytest.importorskip("hdrh", reason="the load test needs hdrhistogram: pip install 'lookalike[loadtest]'")
 
 from workbench.errors import CommandError
-from workbench.loadtest import preflight
+from workbench.loadtest import preflight, report
 from workbench.loadtest.connection import Connection
 
 _SERVER = Path(__file__).with_name("timed_server.py")
@@ -230,3 +231,20 @@ def test_the_second_result_is_compared_with_the_first(tmp_path: Path) -> None:
     assert verdicts["errors"] == "same"
     assert not math.isnan(result["levels"][0]["response_ms"]["p99"])
     assert "<svg" in (tmp_path / "report.html").read_text()
+    _assert_names_are_escaped(result)
+
+
+def _assert_names_are_escaped(result: dict[str, Any]) -> None:
+    """Whatever text of a result comes from outside, the report shows it as text."""
+    nasty = '"><img src=x onerror=alert(1)>&'
+    result["command"].append(nasty)
+    result["warnings"].append(nasty)
+    result["target"] = {nasty: {"address": nasty}}
+    result["versions"] |= {nasty: nasty}
+    result["machine"] |= {nasty: nasty}
+    result["workload"] |= {"images": {"source": nasty}, "collections": [nasty], "filters": [nasty]}
+    result["comparison"] |= {"old": nasty, "differences": [nasty]}
+    result["levels"][0]["counts"]["errors"] = {nasty: 1}
+    page = report.render(result)
+    assert "<img" not in page
+    assert page.count(escape(nasty)) >= 12

@@ -51,6 +51,12 @@ def _register_build(actions: Any) -> None:
         metavar="WHICH",
         help="imagenet, the path of a weights file, or random, which is for tests alone (default: %(default)s)",
     )
+    parser.add_argument(
+        "--weights-sha256",
+        metavar="HEX",
+        help="SHA-256 that the file of the weights must have; it is not read otherwise (default: any; that of "
+        "efficientnet_lite0 is known)",
+    )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="images to fit the PCA on")
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="NAME", help="folder in DIR to leave out; may be repeated"
@@ -87,7 +93,15 @@ def _build(args: argparse.Namespace) -> int:
     gate = Gate(args.max_accuracy_loss, args.min_cosine)
     with stages() as show:
         built = build(
-            args.backbone, args.weights, paths, args.dims or None, args.out, show, classes=classes(files), gate=gate
+            args.backbone,
+            args.weights,
+            paths,
+            args.dims or None,
+            args.out,
+            show,
+            weights_sha256=args.weights_sha256,
+            classes=classes(files),
+            gate=gate,
         )
     for skipped in built.skipped:
         print(f"left out {skipped.path}: {skipped.reason}")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.image_options import printable
 from workbench.options import add_data_dir, add_index, add_ingestion, add_target, positive, program, security
 
 if TYPE_CHECKING:
@@ -51,6 +52,22 @@ def register(subparsers: Any) -> None:
         "--sample", type=positive, default=200, metavar="N", help="rows to check that with (default: %(default)s)"
     )
     parser.add_argument(
+        "--source-folder",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="read images from files in this folder alone; may be repeated (default: from any file)",
+    )
+    parser.add_argument(
+        "--source-server",
+        type=_server,
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="web server to read images from, as https://HOST or http://HOST:PORT; may be repeated (default: none)",
+    )
+    parser.add_argument(
         "--source-timeout",
         type=positive,
         default=20,
@@ -81,6 +98,7 @@ async def _run(args: argparse.Namespace) -> int:
     from workbench import retries
     from workbench.progress import progress
     from workbench.reindex import Filler
+    from workbench.sources import Sources
 
     async with AsyncClient(args.target, timeout=_CALL_SECONDS, retry=False, security=security(args)) as client:
         described = await retries.call(lambda: client.describe_collection(args.collection))
@@ -96,7 +114,7 @@ async def _run(args: argparse.Namespace) -> int:
             described.limits,
             batch=args.batch,
             concurrency=args.concurrency,
-            source_timeout=args.source_timeout,
+            sources=Sources(tuple(args.source_folder), frozenset(args.source_server), args.source_timeout),
             show=lambda rows: progress("Copying", rows, "rows"),
         )
         return await _fill(args, client, filler, collection, version)
@@ -192,7 +210,7 @@ def _report(filled: Filled, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(_as_json(failure) for failure in filled.failures), encoding="utf-8")
         for failure in filled.failures[:_SHOWN_FAILURES]:
-            print(f"  failed: {failure.id} ({failure.source}): {failure.reason}")
+            print(printable(f"  failed: {failure.id} ({failure.source}): {failure.reason}"))
         print(f"  all of them: {path}")
     print(filled)
 
@@ -211,6 +229,18 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def _server(text: str) -> str:
+    from workbench.sources import server
+
+    try:
+        address = server(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if text.count("/") > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than a server: give {address}")
+    return address
 
 
 def _part(text: str) -> float:

@@ -379,7 +379,7 @@ def _about(result: dict[str, Any]) -> str:
     workload, connection, machine = result["workload"], result["connection"], result["machine"]
     rows = [
         ["command", f"<code>{escape(' '.join(result['command']))}</code>"],
-        ["images", _sentence(workload["images"])],
+        ["images", escape(_sentence(workload["images"]))],
         ["vectors", escape(" x ".join(str(n) for n in workload["vectors"] or ["none"]))],
         ["collections", escape(", ".join(workload["collections"]) or "none")],
         ["filters", escape(", ".join(workload["filters"]) or "none")],
@@ -390,7 +390,7 @@ def _about(result: dict[str, Any]) -> str:
     ]
     rows += [[name, escape(_sentence(target))] for name, target in result["target"].items()]
     body = "".join(
-        f'<tr><td class="text soft">{name}</td><td class="text wide">{text}</td></tr>' for name, text in rows
+        f'<tr><td class="text soft">{escape(name)}</td><td class="text wide">{text}</td></tr>' for name, text in rows
     )
     return _card(f"<table>{body}</table>".replace('class="text wide"', 'class="text" style="white-space: normal"'))
 

@@ -1,6 +1,9 @@
+import hashlib
 import socket
 import time
 import urllib.request
+from importlib import import_module
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -120,6 +123,32 @@ def test_weights_come_from_a_file_and_their_digest_from_their_values(tmp_path, s
     _, loaded = network.create(BACKBONES["mobilenet"], str(file))
     assert loaded.source == "file"
     assert loaded.sha256 == described.sha256
+
+
+def test_a_file_with_another_checksum_is_not_read(tmp_path):
+    file = tmp_path / "notop.h5"
+    file.write_bytes(b"nothing that HDF5 could read")
+    with pytest.raises(WeightsUnavailable, match=r"notop\.h5 has SHA-256 [0-9a-f]{64}, expected 00; it was not read"):
+        network.create(BACKBONES["mobilenet"], str(file), sha256="00")
+    with pytest.raises(WeightsUnavailable, match="expected 00; it was not read"):
+        network.create(BACKBONES["efficientnet_lite0"], "imagenet", sha256="00")
+    with pytest.raises(WeightsUnavailable, match="does not fit mobilenet"):
+        network.create(BACKBONES["mobilenet"], str(file), sha256=hashlib.sha256(file.read_bytes()).hexdigest().upper())
+
+
+def test_imagenet_weights_are_taken_from_kerass_folder_if_they_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    model, described = network.create(BACKBONES["mobilenet"], "random", seed=3)
+    (tmp_path / "models").mkdir()
+    model.save(tmp_path / "models" / "mobilenet_1_0_224_tf_no_top.h5")
+    _, loaded = network.create(BACKBONES["mobilenet"], "imagenet")
+    assert (loaded.source, loaded.sha256) == ("imagenet", described.sha256)
+
+
+@pytest.mark.parametrize("name", [name for name, backbone in BACKBONES.items() if backbone.keras_md5])
+def test_the_checksums_of_imagenet_weights_are_those_that_keras_states(name):
+    source = Path(import_module(f"keras.src.applications.{KERAS_MODULES[name].removesuffix('50')}").__file__)
+    assert f'"{BACKBONES[name].keras_md5}"' in source.read_text()
 
 
 def test_efficientnet_lite0_takes_the_packages_file_too():

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import re
 import subprocess
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 from embedder_service import decode
+from embedder_service.main import load
 from embedder_service.model import bundle as bundles
 from embedder_service.model import manifest as manifests
 from embedder_service.model.manifest import Input, Pca, Weights
+from embedder_service.settings import EmbedderSettings
 from service_kit.errors import FailedPrecondition, InvalidArgument
 
 SPACE = {
@@ -176,6 +179,27 @@ def test_missing_checksums_are_noticed(lite0_copy):
     (lite0_copy.path / "SHA256SUMS").unlink()
     with pytest.raises(FailedPrecondition, match="SHA256SUMS is missing or unreadable"):
         lite0_copy.verify_checksums()
+
+
+def test_the_embedder_reads_no_model_of_a_bundle_that_has_changed(lite0_copy):
+    (lite0_copy.path / "openvino" / "model.xml").write_text("<model")
+    with pytest.raises(FailedPrecondition, match=r"not as it was built: openvino/model\.xml has changed"):
+        load(EmbedderSettings(bundle=lite0_copy.path))
+
+
+def test_a_bundle_can_be_pinned_by_the_digest_of_its_checksums(lite0):
+    digest = hashlib.sha256((lite0.path / "SHA256SUMS").read_bytes()).hexdigest()
+    lite0.verify_checksums(digest.upper())
+    with pytest.raises(FailedPrecondition, match=f"is another one: its SHA256SUMS has the SHA-256 {digest}, not 00"):
+        lite0.verify_checksums("00")
+
+
+@pytest.mark.parametrize("file", ["/etc/model.xml", "../model.xml", "openvino/../../model.xml"])
+def test_a_model_outside_of_the_bundle_is_not_read(lite0, file):
+    precision = dataclasses.replace(lite0.manifest.precisions["f32"], model=file)
+    opened = bundles.Bundle(lite0.path, with_precisions(lite0, f32=precision))
+    with pytest.raises(FailedPrecondition, match="names a model outside of it"):
+        opened.openvino_model("f32")
 
 
 def test_the_digest_of_a_set_of_images_is_of_their_contents_alone(tmp_path):

@@ -215,7 +215,7 @@ async def test_concurrent_writers_lose_nothing(store: MilvusStore, photos: Colle
 async def test_what_is_acknowledged_is_seen_by_every_read_even_during_a_flush(
     store: MilvusStore, photos: CollectionVersion
 ) -> None:
-    rows = make_rows(16_000)  # enough for several flushes
+    rows = make_rows(11_000)  # enough for two flushes
     acknowledged = 0
 
     async def write() -> None:

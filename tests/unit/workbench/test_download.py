@@ -41,7 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
 def _serving():
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.ranges = []
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", server.ranges
