@@ -121,14 +121,17 @@ class SearchService:
         items: Sequence[FillItem | ServiceError],
         surplus_ids: Sequence[str],
         *,
+        build_index: bool = False,
         deadline: float,
     ) -> FillResult:
         """Copies rows of the serving version into another one; see `Filler.fill`."""
         for what, count in (("items", len(items)), ("surplus ids", len(surplus_ids))):
-            if count or not (items or surplus_ids):
+            if count or not (items or surplus_ids or build_index):
                 self._check_count(what, count)
         checked = [each if isinstance(each, ServiceError) else self._fault(each.item) or each for each in items]
-        return await self._filler.fill(name, tenant, number, checked, surplus_ids, deadline=deadline)
+        return await self._filler.fill(
+            name, tenant, number, checked, surplus_ids, build_index=build_index, deadline=deadline
+        )
 
     # ---- Writes
 

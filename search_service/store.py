@@ -243,6 +243,10 @@ class MilvusStore(Catalog):
                 deleted += count
         return deleted
 
+    async def flush(self, version: CollectionVersion, *, deadline: float) -> None:
+        """Have the index built over the rows written so far: a server leaves them out until it flushes by itself."""
+        await self._access.flush(version.physical_name, deadline)
+
     async def get(
         self,
         version: CollectionVersion,

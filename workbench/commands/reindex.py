@@ -51,6 +51,13 @@ def register(subparsers: Any) -> None:
         "--sample", type=positive, default=200, metavar="N", help="rows to check that with (default: %(default)s)"
     )
     parser.add_argument(
+        "--index-patience",
+        type=positive,
+        default=600,
+        metavar="SECONDS",
+        help="give up when the index of the new version gets no further for so long (default: %(default)s)",
+    )
+    parser.add_argument(
         "--source-timeout",
         type=positive,
         default=20,
@@ -97,7 +104,7 @@ async def _run(args: argparse.Namespace) -> int:
             batch=args.batch,
             concurrency=args.concurrency,
             source_timeout=args.source_timeout,
-            show=lambda rows: progress("Copying", rows, "rows"),
+            show=lambda what, rows: progress(what, rows, "rows"),
         )
         return await _fill(args, client, filler, collection, version)
 
@@ -168,6 +175,7 @@ async def _fill(
             f"command again, or switch without them: --allow-missing {len(filled.failures)}"
         )
         return 1
+    await filler.build_index(filled.copied + filled.already_there, patience=args.index_patience)
     recall, searched = await filler.recall(filled.sample)
     print(f"Searching version {number} by {searched:,} rows: recall@10 is {recall:.3f} of an exact search's")
     if recall < args.min_recall:
