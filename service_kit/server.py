@@ -28,6 +28,7 @@ from service_kit.settings import ServerSettings, describe
 # Calls beyond the limit that gRPC lets in: those to health and reflection, and those that are just being refused.
 _SPARE_CALLS = 256
 _BROKEN_GRACE = 2.0  # seconds
+_GRPC_SECONDS = 0.5  # between two looks at whether gRPC still takes calls
 _log = logging.getLogger(__name__)
 
 
@@ -102,11 +103,14 @@ class Server:
             await self.grpc.start()
             bound = {"address" if name == "grpc" else f"{name}_address": value for name, value in addresses.items()}
             log(_log, logging.INFO, "listening", **{**describe(self._settings), **bound})
-            readiness = asyncio.create_task(self._watch_readiness(health_state, check, addresses))
+            watches = [
+                asyncio.create_task(self._watch_readiness(health_state, check, addresses)),
+                asyncio.create_task(self._watch_grpc()),
+            ]
             await self._stopping.wait()
-            readiness.cancel()
-            with suppress(asyncio.CancelledError):
-                await readiness
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
             await self._stop(health_state)
         log(_log, logging.INFO, "stopped")
         return 1 if self._broken.is_set() else 0
@@ -161,6 +165,16 @@ class Server:
                 f"cannot serve on {self._settings.address}: the port is in use, or the address is not this host's"
             )
         return f"{host}:{port}"
+
+    async def _watch_grpc(self) -> None:
+        """Ends the process when gRPC takes no more calls: its loop ends, once and for all, by a request to a method
+        whose name is no UTF-8, and says so to those alone who ask.
+        """
+        try:
+            while await self.grpc.wait_for_termination(timeout=_GRPC_SECONDS):
+                pass
+        except Exception as error:
+            self.fail(Broken(f"gRPC takes no more calls: {error}"))
 
     async def _watch_readiness(
         self, health_state: Health, check: Callable[[], Awaitable[None]], addresses: dict[str, str]

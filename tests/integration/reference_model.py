@@ -117,6 +117,10 @@ class Reference:
     def filling(self) -> int | None:
         return next((number for number, version in self.versions.items() if not version.complete), None)
 
+    def has(self, key: Key, row: Row) -> bool:
+        """Whether a row is known to be in every version."""
+        return all(version.complete and version.may_be(key) == {row} for version in self.versions.values())
+
     def wrote(self, key: Key, row: Row | None) -> None:
         """A write, or with None a deletion, was acknowledged."""
         for version in self.versions.values():

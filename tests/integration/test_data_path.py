@@ -164,6 +164,8 @@ class DataPath(RuleBasedStateMachine):
                 self._reference.serving.learn((name, row_id), row)
             else:
                 assert result.outcome is Outcome.STORED
+                alone = [each for each, _, _ in items].count(row_id) == 1
+                assert not (if_changed and self._of_images and alone and self._reference.has((name, row_id), row))
         for row_id, row, broken in items:
             if not broken:
                 self._reference.wrote((name, row_id), row)

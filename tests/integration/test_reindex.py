@@ -265,7 +265,7 @@ def test_a_reindex_outlives_kill_9_of_the_search_service(
     target = f"127.0.0.1:{free_ports(1)[0]}"
     # Vectors need no embedder.
     flags = ["--milvus-uri", milvus, "--embedder", "127.0.0.1:1", "--address", target, "--metrics-address", ANY_PORT]
-    count = 1_500
+    count = 800
     to_hnsw = command(target, tmp_path, "--index", "hnsw", "--batch", "1")
     service = ServerProcess("search-service", "search_service.main", flags, tmp_path)
     service.__enter__()
