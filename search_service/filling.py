@@ -69,7 +69,7 @@ class Filler:
 
         Args:
             surplus_ids: rows to delete from that version alone, unless the serving version has them.
-            build_index: has the index built over all rows of that version, in which case there may be no rows to copy.
+            build_index: has the index built over all rows of that version.
 
         Raises:
             NotFound: there is no such collection or version.
@@ -77,7 +77,7 @@ class Filler:
         """
         live = await self._store.live(collection, fresh=True, deadline=deadline)
         version = _other(live, number)
-        if not (items or surplus_ids):  # rows have a tenant, an index has none
+        if build_index and not (items or surplus_ids):  # rows may have a tenant, an index has none
             await self._store.flush(version, deadline=deadline)
             return FillResult([], 0)
         check_tenant(tenant, multi_tenant=version.multi_tenant)

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from search_service import metrics
-from search_service.milvus_connection import Call, Client, MilvusConnection
+from search_service.milvus_connection import Call, MilvusConnection
 from search_service.milvus_flusher import Flusher
 from service_kit.errors import DeadlineExceeded
 
@@ -95,15 +95,6 @@ class Access:
             raise DeadlineExceeded(
                 f"Milvus did not acknowledge the {operation} in time, and may or may not carry it out: send it again"
             ) from error
-
-    async def flush(self, collection: str, deadline: float) -> None:
-        """Flush what has been written. Raises as `write` does."""
-
-        def flush(client: Client, timeout: float) -> int:
-            client.flush(collection, timeout=timeout)
-            return 0
-
-        await self.write(collection, "flush", flush, deadline)
 
     def unflushed(self, collection: str) -> int:
         """How many rows of Milvus Lite were written and wait for a flush; 0 for a server."""
