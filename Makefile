@@ -75,13 +75,15 @@ test: $(TEST_STAMPS)  ## Run all tests. WORKERS=3: in three processes, each with
 
 milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make test does so by itself.
 
-fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,500.
+fuzz: $(TEST_STAMPS)  ## Send 20,000 hostile images, and 50,000 hostile calls, to real services; make test sends 1,500 of each.
 	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
+	LOOKALIKE_FUZZ_CALLS=50000 $(BIN)/python -m pytest -s tests/integration/test_fuzz_calls.py
 
 faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: kill -9, hangs, networks, disks, hostile rows, ingests.
 	LOOKALIKE_CASES=5000 $(BIN)/python -m pytest -s tests/integration/test_hostile_rows.py
 	LOOKALIKE_HANG_SECONDS=30 $(BIN)/python -m pytest -s tests/integration/test_hanging_milvus.py
 	LOOKALIKE_REINDEX_ROWS=20000 $(BIN)/python -m pytest -s tests/integration/test_reindex.py -k "under_load and server"
+	LOOKALIKE_MACHINE_STEPS=1000 $(BIN)/python -m pytest -s tests/integration/test_data_path.py
 	LOOKALIKE_KILLS=20 LOOKALIKE_CRASH_ROWS=50000 $(BIN)/python -m pytest -s tests/integration/test_crash.py
 	LOOKALIKE_INTERRUPTIONS=10 $(BIN)/python -m pytest -s tests/integration/test_ingest_command.py
 	LOOKALIKE_BULK_ROWS=200000 $(BIN)/python -m pytest -s tests/integration/test_bulk_import.py

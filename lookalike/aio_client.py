@@ -92,9 +92,10 @@ class AsyncClient(AsyncConnection):
         *,
         surplus_ids: Sequence[str] = (),
         tenant: str = "",
+        build_index: bool = False,
     ) -> t.FillResult:
         """Copies rows of the serving version into another one; see `Client.fill_version`."""
-        return await self._call(calls.fill_version(name, version, items, surplus_ids, tenant))
+        return await self._call(calls.fill_version(name, version, items, surplus_ids, tenant, build_index))
 
     # ---- Writes
 

@@ -133,6 +133,7 @@ class Client(Connection):
         *,
         surplus_ids: Sequence[str] = (),
         tenant: str = "",
+        build_index: bool = False,
     ) -> t.FillResult:
         """Copies rows of the serving version into another one: how a new version gets the rows from before it.
 
@@ -144,8 +145,10 @@ class Client(Connection):
             version: where to write; not the serving version.
             items: the rows; as many as `SearchLimits.max_batch_items`, and no more bytes than `max_message_bytes`.
             surplus_ids: rows to delete from that version alone, unless the serving version has them.
+            build_index: has the index built over all rows of that version, which a Milvus server puts off for the
+                newest; `CollectionVersion.indexed_row_count` tells how far it is.
         """
-        return self._call(calls.fill_version(name, version, items, surplus_ids, tenant))
+        return self._call(calls.fill_version(name, version, items, surplus_ids, tenant, build_index))
 
     # ---- Writes
 

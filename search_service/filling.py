@@ -60,6 +60,7 @@ class Filler:
         items: Sequence[FillItem | ServiceError],
         surplus_ids: Sequence[str],
         *,
+        build_index: bool = False,
         deadline: float,
     ) -> FillResult:
         """Copies rows of the serving version into version `number`; items that are errors already stay what they are.
@@ -68,6 +69,7 @@ class Filler:
 
         Args:
             surplus_ids: rows to delete from that version alone, unless the serving version has them.
+            build_index: has the index built over all rows of that version.
 
         Raises:
             NotFound: there is no such collection or version.
@@ -75,6 +77,9 @@ class Filler:
         """
         live = await self._store.live(collection, fresh=True, deadline=deadline)
         version = _other(live, number)
+        if build_index and not (items or surplus_ids):  # rows may have a tenant, an index has none
+            await self._store.flush(version, deadline=deadline)
+            return FillResult([], 0)
         check_tenant(tenant, multi_tenant=version.multi_tenant)
         images = {
             n: each.item.content
@@ -89,6 +94,8 @@ class Filler:
             surplus = [row_id for row_id in surplus_ids if row_id not in serving]
             await self._store.write(version, plan.rows, deadline=deadline)
             deleted = await self._store.delete(version, surplus, tenant=tenant, deadline=deadline)
+        if build_index:
+            await self._store.flush(version, deadline=deadline)
         return FillResult(plan.outcomes, deleted)
 
     async def _embedded(

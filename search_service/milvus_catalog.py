@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from search_service import milvus_calls, milvus_schema
 from search_service.index_memory import memory_bytes
@@ -43,6 +46,8 @@ class Catalog:
         self._serving: dict[str, tuple[CollectionVersion, float]] = {}
         self._live: dict[str, tuple[LiveVersions, float]] = {}
         self._changes = 0
+        # Milvus Lite fails to list collections while one is being dropped.
+        self._listing: AbstractContextManager[object] = threading.Lock() if connection.local else nullcontext()
 
     async def create_collection(
         self,
@@ -254,9 +259,13 @@ class Catalog:
 
     async def _physical_names(self, deadline: float) -> defaultdict[str, dict[int, str]]:
         """The physical names of all versions, by name and number."""
-        found = await self._connection.call(
-            "list", lambda client, timeout: client.list_collections(timeout=timeout), deadline
-        )
+
+        def list_all(client: Client, timeout: float) -> Sequence[str]:
+            with self._listing:
+                found: Sequence[str] = client.list_collections(timeout=timeout)
+            return found
+
+        found = await self._connection.call("list", list_all, deadline)
         names: defaultdict[str, dict[int, str]] = defaultdict(dict)
         for physical in found:
             if parsed := parse_physical_name(physical):
@@ -359,7 +368,8 @@ class Catalog:
 
     async def _drop(self, physical: str, deadline: float) -> None:
         def drop(client: Client, timeout: float) -> int:
-            client.drop_collection(physical, timeout=timeout)
+            with self._listing:
+                client.drop_collection(physical, timeout=timeout)
             return 0
 
         await self._access.write(physical, "delete", drop, deadline)

@@ -129,6 +129,7 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
             request.version,
             [convert.fill_item_from(item) for item in request.items],
             request.surplus_ids,
+            build_index=request.build_index,
             deadline=self._deadline(context),
         )
         results = [

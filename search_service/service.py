@@ -19,7 +19,7 @@ from search_service.searcher import Query, Searcher, SearchParams, SearchResult
 from search_service.settings import SearchSettings
 from search_service.store import MilvusStore
 from search_service.writes import Item, Outcome, PreparedUpsert, Writer
-from service_kit.errors import InvalidArgument, ResourceExhausted, ServiceError
+from service_kit.errors import InvalidArgument, NotFound, ResourceExhausted, ServiceError
 
 _CHECK_TIMEOUT = 10.0  # seconds
 _GAUGES_INTERVAL = 30.0  # seconds
@@ -100,13 +100,17 @@ class SearchService:
 
         Raises:
             FailedPrecondition: an embedder for the space is required, and there is none.
+            NotFound: somebody has deleted the version meanwhile.
         """
         space = space or await self._embedders.default_space(deadline)
         if require_embedder:
             await self._embedders.require(space, deadline)
         index = index or self._store.backend.default_index
         version = await self._store.create_version(name, space, index, deadline=deadline)
-        return version.number, await self._store.describe(name, deadline=deadline)
+        state = await self._store.describe(name, deadline=deadline)
+        if version.number not in (each.version.number for each in state.versions):
+            raise NotFound(f"version {version.number} of collection {name!r} was deleted while it was created")
+        return version.number, state
 
     async def switch_version(self, name: str, number: int, *, deadline: float) -> CollectionState:
         """Lets another version serve."""
@@ -121,14 +125,17 @@ class SearchService:
         items: Sequence[FillItem | ServiceError],
         surplus_ids: Sequence[str],
         *,
+        build_index: bool = False,
         deadline: float,
     ) -> FillResult:
         """Copies rows of the serving version into another one; see `Filler.fill`."""
         for what, count in (("items", len(items)), ("surplus ids", len(surplus_ids))):
-            if count or not (items or surplus_ids):
+            if count or not (items or surplus_ids or build_index):
                 self._check_count(what, count)
         checked = [each if isinstance(each, ServiceError) else self._fault(each.item) or each for each in items]
-        return await self._filler.fill(name, tenant, number, checked, surplus_ids, deadline=deadline)
+        return await self._filler.fill(
+            name, tenant, number, checked, surplus_ids, build_index=build_index, deadline=deadline
+        )
 
     # ---- Writes
 

@@ -219,6 +219,9 @@ class _Call:
         try:
             if error is None or isinstance(error, grpc.aio.AbortError):
                 code = _code(context.code())
+            elif isinstance(error, grpc.aio.InternalError):
+                # A message could not be written: the call has just ended, as by its deadline.
+                raise asyncio.CancelledError from error
             elif isinstance(error, Exception):
                 answer = _answer(error, method)
                 code = status.code_of(answer)

@@ -18,6 +18,8 @@ def configure(level: str, form: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if form == "json" else _ConsoleFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # gRPC logs a reply that meets the end of its call, as by its deadline, as an error, with a stack trace.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: "raised in core" not in str(record.msg))
 
 
 def log(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:

@@ -33,6 +33,7 @@ from service_kit.tokens import Tokens
 # Calls beyond the limit that gRPC lets in: those to health and reflection, and those that are just being refused.
 _SPARE_CALLS = 256
 _BROKEN_GRACE = 2.0  # seconds
+_GRPC_SECONDS = 0.5  # between two looks at whether gRPC still takes calls
 _log = logging.getLogger(__name__)
 
 
@@ -121,18 +122,16 @@ class Server:
             await self.grpc.start()
             bound = {"address" if name == "grpc" else f"{name}_address": value for name, value in addresses.items()}
             log(_log, logging.INFO, "listening", **{**describe(self._settings), **bound})
-            readiness = asyncio.create_task(self._watch_readiness(health_state, check, addresses))
-            files = [
-                asyncio.create_task(each.watch()) for each in (self._certificate, self._tokens) if each is not None
+            watches = [
+                asyncio.create_task(self._watch_readiness(health_state, check, addresses)),
+                asyncio.create_task(self._watch_grpc()),
+                *(asyncio.create_task(each.watch()) for each in (self._certificate, self._tokens) if each is not None),
             ]
             await self._stopping.wait()
-            readiness.cancel()
-            with suppress(asyncio.CancelledError):
-                await readiness
-            await self._stop(health_state)
-            for watch in files:
+            for watch in watches:
                 watch.cancel()
-            await asyncio.gather(*files, return_exceptions=True)
+            await asyncio.gather(*watches, return_exceptions=True)
+            await self._stop(health_state)
         log(_log, logging.INFO, "stopped")
         return 1 if self._broken.is_set() else 0
 
@@ -187,6 +186,16 @@ class Server:
         if port == 0:
             raise OSError(f"cannot serve on {address}: the port is in use, or the address is not this host's")
         return address if address.startswith("unix") else f"{address.rpartition(':')[0]}:{port}"
+
+    async def _watch_grpc(self) -> None:
+        """Ends the process when gRPC takes no more calls: its loop ends, once and for all, by a request to a method
+        whose name is no UTF-8, and says so to those alone who ask.
+        """
+        try:
+            while await self.grpc.wait_for_termination(timeout=_GRPC_SECONDS):
+                pass
+        except Exception as error:
+            self.fail(Broken(f"gRPC takes no more calls: {error}"))
 
     async def _watch_readiness(
         self, health_state: Health, check: Callable[[], Awaitable[None]], addresses: dict[str, str]

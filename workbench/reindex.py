@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from statistics import fmean
+from time import monotonic
 
 import grpc
 
@@ -40,6 +41,8 @@ from workbench.progress import Progress
 from workbench.sources import SourceError, Sources
 
 _TOP_K = 10
+_POLL_SECONDS = 1.0
+_COUNT_SECONDS = 10.0  # after which a count of rows is no older than what it is compared with
 _VECTORS_PER_IMAGE = 8  # a vector is that much quicker copied than an image embedded
 
 # A row: its tenant, which may be empty and holds no "/", and its id.
@@ -128,7 +131,7 @@ class Filler:
         batch: images in one call, at most.
         concurrency: calls at the same time. No more than this many times half a message of images is in memory.
         sources: where images may be read from.
-        show: opens the progress of a number of rows.
+        show: opens the progress of something, by its name, with a number of rows.
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class Filler:
         batch: int = 32,
         concurrency: int = 4,
         sources: Sources,
-        show: Callable[[int], AbstractContextManager[Progress]],
+        show: Callable[[str, int], AbstractContextManager[Progress]],
     ) -> None:
         serving = collection.serving
         assert serving is not None
@@ -194,6 +197,43 @@ class Filler:
             f"after {passes} passes there were still rows to copy, as when others write through another search service "
             f"at the same time. Start the same command again; the last pass: {filled.passes[-1]}"
         )
+
+    async def build_index(self, rows: int, *, patience: float) -> None:
+        """Has the index built over the rows that are there, and waits until it covers so many: a Milvus server takes
+        rows in long before their index.
+
+        Args:
+            rows: of the version, as they were counted a moment ago; those written since are not waited for.
+            patience: seconds to wait for, as long as the index gets no further.
+
+        Raises:
+            LookalikeError: a call failed, for good or often enough.
+            CommandError: patience ran out.
+        """
+        await retries.call(partial(self._client.fill_version, self._name, self._version, (), build_index=True))
+        started = monotonic()
+        end = started + patience
+        with self._show("Indexing", rows) as bar:
+            while True:
+                described = await retries.call(partial(self._client.describe_collection, self._name))
+                versions = {each.version: each for each in described.collection.versions}
+                if (version := versions.get(self._version)) is None:
+                    raise CommandError(f"version {self._version} of {self._name} was deleted meanwhile")
+                indexed = version.indexed_row_count
+                # Rows may have been deleted meanwhile; but a count is some seconds old.
+                wanted = rows if monotonic() < started + _COUNT_SECONDS else min(rows, version.row_count)
+                if indexed is None or indexed >= wanted:
+                    bar.advance(rows - bar.done)
+                    return
+                if indexed > bar.done:
+                    end = monotonic() + patience
+                bar.advance(indexed - bar.done)
+                if monotonic() > end:
+                    raise CommandError(
+                        f"not switched: the index of version {self._version} covers {indexed:,} of {rows:,} rows, and "
+                        f"got no further for {patience:g} s. See Milvus' log, and start the same command again"
+                    )
+                await asyncio.sleep(_POLL_SECONDS)
 
     async def recall(self, sample: Sequence[Key]) -> tuple[float, int]:
         """Searches the version by stored rows, by its index and exactly.
@@ -265,7 +305,7 @@ class Filler:
         if not keys:
             return
         batches = self._batches(keys, self._batch)
-        with self._show(len(keys)) as bar:
+        with self._show("Copying", len(keys)) as bar:
 
             async def worker() -> None:
                 for tenant, ids in batches:  # shared by all workers: each batch goes to one of them

@@ -54,7 +54,12 @@ def switch_version(name: str, version: int) -> Call[t.Collection]:
 
 
 def fill_version(
-    name: str, version: int, items: Sequence[t.FillItem], surplus_ids: Sequence[str], tenant: str
+    name: str,
+    version: int,
+    items: Sequence[t.FillItem],
+    surplus_ids: Sequence[str],
+    tenant: str,
+    build_index: bool = False,
 ) -> Call[t.FillResult]:
     request = pb.FillCollectionVersionRequest(
         name=name,
@@ -62,6 +67,7 @@ def fill_version(
         version=version,
         items=[pb.FillItem(item=_item(each.item), update_time=_timestamp(each.update_time)) for each in items],
         surplus_ids=_ids(surplus_ids),
+        build_index=build_index,
     )
     return Call("FillCollectionVersion", request, fill_result)
 

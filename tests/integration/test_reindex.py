@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,9 @@ from pathlib import Path
 
 import pytest
 from service_processes import searching
+from waiting import until
 
+from benchmarks.milvus_server import free_ports
 from lookalike import (
     Client,
     CollectionVersion,
@@ -35,6 +38,7 @@ from lookalike import (
 from workbench.demo_images import DemoImages
 from workbench.images import ImageFile, find_images
 from workbench.ingest import ingest_with_progress
+from workbench.services import ANY_PORT, ServerProcess
 
 ROWS = int(os.environ.get("LOOKALIKE_REINDEX_ROWS", "400"))
 SEARCHES_PER_SECOND, UPSERTS_PER_SECOND = 20, 5
@@ -252,6 +256,41 @@ def test_another_index_of_the_same_model_gets_the_vectors_of_every_tenant(
         assert client.count("photos", tenant="bolt") == 300
         with pytest.raises(LookalikeError, match="leave one out"):
             list(client.scan("photos", all_tenants=True, tenant="bolt"))
+
+
+def test_a_reindex_outlives_kill_9_of_the_search_service(
+    backend: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    milvus = request.getfixturevalue("milvus_server").uri if backend == "server" else str(tmp_path / "milvus.db")
+    target = f"127.0.0.1:{free_ports(1)[0]}"
+    # Vectors need no embedder.
+    flags = ["--milvus-uri", milvus, "--embedder", "127.0.0.1:1", "--address", target, "--metrics-address", ANY_PORT]
+    count = 800
+    to_hnsw = command(target, tmp_path, "--index", "hnsw", "--batch", "1")
+    service = ServerProcess("search-service", "search_service.main", flags, tmp_path)
+    service.__enter__()
+    with Client(target) as client:
+        client.create_collection("photos", space=VectorSpace("mine", 4), index=IndexSpec(IndexType.FLAT))
+        items = [Item(str(n), vector=Embedding([n, 1, n % 7, 3], "mine"), attributes={"n": n}) for n in range(count)]
+        assert {result.outcome for result in client.upsert_stream("photos", items)} == {UpsertOutcome.STORED}
+        with subprocess.Popen(to_hnsw, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+            until(lambda: len(versions(client)) == 2 and client.count("photos", version=2) > count // 10)
+            os.kill(service.pid, signal.SIGKILL)
+            os.waitpid(service.pid, 0)
+            with service:
+                # It has waited, and goes on by itself.
+                output, _ = running.communicate(timeout=SECONDS)
+                assert running.returncode == 0, output
+                adds_up(output, failed=0)
+                with Client(target) as client:
+                    assert rows(client, 1) == rows(client, 2)
+                    assert client.count("photos") == count
+                    serving = client.describe_collection("photos").collection.serving
+                    assert serving is not None
+                    # It serves no sooner than its index is built.
+                    assert (serving.version, serving.indexed_row_count) == (2, count)
+                    assert "this model and index, and serves" in reindex(target, tmp_path, "--index", "hnsw")
+                    client.delete_collection("photos")
 
 
 def test_a_model_without_an_embedder_is_refused_before_anything_is_made(

@@ -68,6 +68,13 @@ def register(subparsers: Any) -> None:
         help="web server to read images from, as https://HOST or http://HOST:PORT; may be repeated (default: none)",
     )
     parser.add_argument(
+        "--index-patience",
+        type=positive,
+        default=600,
+        metavar="SECONDS",
+        help="give up when the index of the new version gets no further for so long (default: %(default)s)",
+    )
+    parser.add_argument(
         "--source-timeout",
         type=positive,
         default=20,
@@ -115,7 +122,7 @@ async def _run(args: argparse.Namespace) -> int:
             batch=args.batch,
             concurrency=args.concurrency,
             sources=Sources(tuple(args.source_folder), frozenset(args.source_server), args.source_timeout),
-            show=lambda rows: progress("Copying", rows, "rows"),
+            show=lambda what, rows: progress(what, rows, "rows"),
         )
         return await _fill(args, client, filler, collection, version)
 
@@ -186,6 +193,7 @@ async def _fill(
             f"command again, or switch without them: --allow-missing {len(filled.failures)}"
         )
         return 1
+    await filler.build_index(filled.copied + filled.already_there, patience=args.index_patience)
     recall, searched = await filler.recall(filled.sample)
     print(f"Searching version {number} by {searched:,} rows: recall@10 is {recall:.3f} of an exact search's")
     if recall < args.min_recall:

@@ -1041,7 +1041,7 @@ Global___FillItem: _TypeAlias = FillItem  # noqa: Y015
 
 @_typing.final
 class FillCollectionVersionRequest(_message.Message):
-    """Request of FillCollectionVersion; it has items, ids or both, at most Limits.max_batch_items of each."""
+    """Request of FillCollectionVersion; it has items, ids or both, at most Limits.max_batch_items of each, or `build_index`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1050,12 +1050,17 @@ class FillCollectionVersionRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     SURPLUS_IDS_FIELD_NUMBER: _builtins.int
+    BUILD_INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The collection's name."""
     tenant: _builtins.str
     """The tenant, in a multi-tenant collection."""
     version: _builtins.int
     """The version to write to, which must not be the serving one."""
+    build_index: _builtins.bool
+    """Has the index built over all rows that this version has by then; a Milvus server puts that off for the newest ones.
+    DescribeCollection tells how far it is, in `indexed_row_count`.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___FillItem]:
         """The rows."""
@@ -1074,10 +1079,11 @@ class FillCollectionVersionRequest(_message.Message):
         version: _builtins.int = ...,
         items: _abc.Iterable[Global___FillItem] | None = ...,
         surplus_ids: _abc.Iterable[_builtins.str] | None = ...,
+        build_index: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "name", b"name", "surplus_ids", b"surplus_ids", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_index", b"build_index", "items", b"items", "name", b"name", "surplus_ids", b"surplus_ids", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

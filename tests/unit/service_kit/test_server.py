@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
+from hostile_frames import call_frames
 from prometheus_client import REGISTRY
 from running_server import code_of, ready, watch
 from small_server import ACCESS, SERVICE
@@ -188,6 +189,18 @@ async def test_a_request_that_is_no_message_is_the_callers_fault_and_leaves_no_s
         assert (await code_of(stream.read())).code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "DecodeError" not in caplog.text
     assert "call failed" not in caplog.text
+
+
+async def test_a_server_whose_grpc_takes_no_more_calls_ends_for_another_to_be_started(start, caplog):
+    async with start() as running:
+        call = asyncio.create_task(running.embed(b"hold"))  # goes on, and would have gRPC wait for ever
+        await running.servicer.holding.wait()
+        _, writer = await asyncio.open_connection(*running.address.split(":"))
+        writer.write(call_frames(b"/a/\xff"))  # no UTF-8
+        assert await asyncio.wait_for(running.task, 30) == 1
+        writer.close()
+        assert (await code_of(call)).code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+    assert any("gRPC takes no more calls" in str(vars(record)) for record in caplog.records)
 
 
 async def test_reflection_lists_the_services(start):

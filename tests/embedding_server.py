@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from threading import Thread
 from typing import Any
 
 import grpc
@@ -36,6 +37,7 @@ class EmbeddingServer(embedder_pb2_grpc.EmbedderServiceServicer):
         self.asked = 0
         self.embedded: list[bytes] = []
         self.during: Callable[[], Any] | None = None
+        self.target = ""
 
     async def GetModel(self, request: Any, context: Any) -> pb.GetModelResponse:  # noqa: N802
         self.asked += 1
@@ -66,12 +68,29 @@ async def serving(*spaces: VectorSpace) -> AsyncIterator[tuple[list[EmbeddingSer
     for servicer in servicers:
         server = grpc.aio.server()
         embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        servicer.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         servers.append(server)
-        clients.append(EmbedderClient(f"127.0.0.1:{port}", 1 << 20))
+        clients.append(EmbedderClient(servicer.target, 1 << 20))
     try:
         yield servicers, clients
     finally:
         await asyncio.gather(*(client.aclose() for client in clients))
         await asyncio.gather(*(server.stop(None) for server in servers))
+
+
+@contextmanager
+def serving_in_a_thread(*spaces: VectorSpace) -> Iterator[list[str]]:
+    """Runs an embedding service for each space, for other processes; gives their addresses."""
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    context = serving(*spaces)
+    try:
+        servicers, _ = asyncio.run_coroutine_threadsafe(context.__aenter__(), loop).result()
+        yield [servicer.target for servicer in servicers]
+    finally:
+        asyncio.run_coroutine_threadsafe(context.__aexit__(None, None, None), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
