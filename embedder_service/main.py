@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from embedder_service import decode, metrics, rpc
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder_service import metrics, rpc
 from embedder_service.admission import Admission
 from embedder_service.batcher import Batcher
+from embedder_service.decode import decode as decode_image
 from embedder_service.decode_pool import DecodePool
 from embedder_service.decode_process import DecodeProcess
 from embedder_service.model import bundle
@@ -27,6 +31,7 @@ from service_kit.errors import Broken
 from service_kit.logs import log
 from service_kit.server import Server
 
+Decode = Callable[[bytes], NDArray[np.uint8]]
 _log = logging.getLogger("embedder_service.main")  # __name__ is "__main__" when run with -m
 
 
@@ -49,7 +54,8 @@ async def serve(settings: EmbedderSettings) -> int:
         stack.callback(runtime.close)
         pool = stack.enter_context(decode_pool(settings, manifest)) if settings.decode_isolation == "process" else None
         server = Server(settings)
-        pipeline = build_pipeline(settings, manifest, runtime, pool, server.fail)
+        decode = pool.decode if pool else decode_here(settings, manifest)
+        pipeline = build_pipeline(settings, manifest, runtime, decode, server.fail)
 
         async def check() -> None:
             await pipeline.check()
@@ -103,7 +109,7 @@ def load(settings: EmbedderSettings) -> tuple[Manifest, Runtime]:
 
 
 def decode_pool(settings: EmbedderSettings, manifest: Manifest) -> DecodePool:
-    """Returns the processes that decode, not started yet."""
+    """Returns the processes that decode images for the model, not started yet."""
     size = manifest.input
     start = partial(
         DecodeProcess,
@@ -115,17 +121,26 @@ def decode_pool(settings: EmbedderSettings, manifest: Manifest) -> DecodePool:
     return DecodePool(start, _decode_threads(settings), settings.decode_timeout)
 
 
+def decode_here(settings: EmbedderSettings, manifest: Manifest) -> Decode:
+    """Returns the function that decodes images for the model in this process."""
+    size = manifest.input
+    return partial(
+        decode_image,
+        height=size.height,
+        width=size.width,
+        resize=size.resize,
+        max_pixels=settings.max_image_pixels,
+    )
+
+
 def build_pipeline(
     settings: EmbedderSettings,
     manifest: Manifest,
     runtime: Runtime,
-    pool: DecodePool | None,
+    decode: Decode,
     on_lost: Callable[[Broken], None],
 ) -> Pipeline:
-    """Puts the transport-free core together: images are decoded by `pool` or, without one, in threads.
-
-    `on_lost` is called if the model is lost for good.
-    """
+    """Puts the transport-free core together; `on_lost` is called if the model is lost for good."""
     size = manifest.input
     decode_threads = _decode_threads(settings)
     metrics.QUEUE_CAPACITY.set(settings.queue_images)
@@ -136,15 +151,7 @@ def build_pipeline(
             max_seconds=settings.queue_seconds,
             bulk_share=settings.bulk_share,
         ),
-        pool.decode
-        if pool
-        else partial(
-            decode.decode,
-            height=size.height,
-            width=size.width,
-            resize=size.resize,
-            max_pixels=settings.max_image_pixels,
-        ),
+        decode,
         Batcher(
             runtime,
             (size.height, size.width, 3),

@@ -1,4 +1,4 @@
-"""A real embedder whose decoders crash, hang and are killed: each fault costs one image, and none outlives the server."""
+"""A real embedder whose decoders crash, hang and are killed: each fault costs one image, none outlives the server."""
 
 import signal
 import sys
