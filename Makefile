@@ -67,7 +67,7 @@ test: $(TEST_STAMPS)  ## Run all tests.
 
 milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make test does so by itself.
 
-fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,500.
+fuzz: $(DEV_STAMP)  ## Send 20,000 hostile images to a real embedder; make test sends 1,000.
 	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
 
 faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: hostile rows, a hang, a model change, kill -9, ingests.

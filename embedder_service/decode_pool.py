@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,8 +93,10 @@ class DecodePool:
             raise
         except Exception as error:
             lost = error if isinstance(error, Lost) else Lost("garbled", f"because of {error!r}")
+            process.end()
+            digest = hashlib.sha256(image).hexdigest()
             with self._changed:
-                self._forget(process, lost, image)
+                self._forget(process, lost, image_bytes=len(image), image_sha256=digest)
                 with suppress(Unavailable):  # that is for the next image to say
                     self._fill()
                 self._changed.notify_all()
@@ -166,15 +168,12 @@ class DecodePool:
             self._idle.appendleft(process)
         return None
 
-    def _forget(self, process: DecodeProcess, lost: Lost, image: bytes | None = None) -> None:
+    def _forget(self, process: DecodeProcess, lost: Lost, **fields: Any) -> None:
         self._alive.discard(process)
         process.end()
         if not self._closed:
             metrics.DECODERS_LOST.labels(lost.reason).inc()
-            what = (
-                {} if image is None else {"image_bytes": len(image), "image_sha256": hashlib.sha256(image).hexdigest()}
-            )
-            log(_log, logging.WARNING, "decoder lost", reason=lost.reason, detail=f"it ended {lost.detail}", **what)
+            log(_log, logging.WARNING, "decoder lost", reason=lost.reason, detail=f"it ended {lost.detail}", **fields)
 
     def _error(self, lost: Lost) -> ServiceError:
         if self._closed:
