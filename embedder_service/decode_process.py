@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,27 +57,26 @@ class DecodeProcess:
             OSError: it cannot be started.
         """
         self._shape = shape
-        self._most = shape[0] * shape[1] * shape[2]
         self._ready = False
         # Without `site`: the paths are known.
         arguments = [str(argument) for argument in (resize, *shape[:2], max_pixels, memory)]
         command = [sys.executable, "-P", "-s", "-S", "-m", PROGRAM, *arguments]
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(_PATHS)
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._process = subprocess.Popen(  # noqa: S603
-                    command,
-                    stdin=theirs.fileno(),
-                    stdout=theirs.fileno(),
-                    cwd="/",
-                    env=environment,
-                    start_new_session=True,
-                )
-            except OSError:
-                self._socket.close()
-                raise
+        with ExitStack() as stack:
+            self._pixels = stack.enter_context(_file_in_memory())
+            ours, theirs = map(stack.enter_context, socket.socketpair())
+            self._process = subprocess.Popen(  # noqa: S603
+                command,
+                stdin=theirs.fileno(),
+                stdout=self._pixels.fileno(),
+                cwd="/",
+                env=environment,
+                start_new_session=True,
+            )
+            theirs.close()
+            self._socket = ours
+            self._resources = stack.pop_all()
 
     def ended(self, seconds: float = 0.0) -> Lost | None:
         """How it has ended by itself, or does within so many seconds; None: it has not."""
@@ -126,7 +127,11 @@ class DecodeProcess:
             raise InvalidArgument(content.decode(errors="replace"))
         if kind != wire.PIXELS:
             raise Lost("garbled", f"with an answer of kind {kind}")
-        return np.frombuffer(content, np.uint8).reshape(self._shape)
+        pixels = np.empty(self._shape, np.uint8)
+        # Not mapped: to touch what the process has cut off meanwhile would end this one.
+        if os.preadv(self._pixels.fileno(), [pixels.data], 0) != pixels.nbytes:
+            raise Lost("garbled", "without all of the pixels")
+        return pixels
 
     def kill(self) -> None:
         """Ends it at once; a `decode` in progress raises Lost. For any thread."""
@@ -137,13 +142,12 @@ class DecodeProcess:
         self.kill()
         with suppress(subprocess.TimeoutExpired):  # it hangs in the system
             self._process.wait(_END_SECONDS)
-        self._socket.close()
+        self._resources.close()
 
     def _receive(self, deadline: float) -> tuple[int, bytearray]:
-        """Returns the kind of an answer and its content, which is believed to be no longer than that kind may be."""
+        """Returns the kind of an answer and its content, of which no more is believed than there may be."""
         kind, length = wire.ANSWER.unpack(self._read(wire.ANSWER.size, deadline))
-        sound = length == self._most if kind == wire.PIXELS else length <= wire.MAX_MESSAGE
-        if not sound:
+        if length > wire.MAX_MESSAGE:
             raise Lost("garbled", f"with an answer of kind {kind} and {length} bytes")
         return kind, self._read(length, deadline)
 
@@ -165,3 +169,9 @@ class DecodeProcess:
         if isinstance(error, TimeoutError):
             return Lost("timeout", "because it gave no answer in time")
         return self.ended(_END_SECONDS) or Lost("garbled", "because it closed its socket")
+
+
+def _file_in_memory() -> IO[bytes]:
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("pixels"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)

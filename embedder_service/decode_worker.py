@@ -1,15 +1,17 @@
-"""The process that decodes: image files come in on standard input, pixels go out on standard output.
+"""The process that decodes. `decode_process` runs it; it imports no more than decoding takes.
 
-`decode_process` runs it. It imports no more than decoding takes, and handles one image after the other:
+Standard input is a socket, on which one image comes after the other, and one answer goes back for each:
 
     ->  length (uint32), the file
-    <-  kind (uint8), length (uint32), the pixels (uint8 [H, W, 3]) or what is wrong with the image (UTF-8)
+    <-  kind (uint8), length (uint32), what is wrong with the image (UTF-8)
 
-The first answer, `READY`, comes by itself and is empty. The process ends when its input does.
+Standard output is a file in memory: the pixels of the last image, uint8 [H, W, 3]. The first answer, `READY`, comes by
+itself. The process ends when its input does.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import struct
 import sys
@@ -32,20 +34,20 @@ def main(resize: str, height: int, width: int, max_pixels: int, memory: int) -> 
         signal.signal(number, signal.SIG_IGN)
     sandbox.end_with_parent()
     return_large_blocks()
-    sandbox.enter(memory)
+    sandbox.enter(memory, file_size=height * width * 3)
     picture = partial(decode.picture, height=height, width=width, resize=resize, max_pixels=max_pixels)
     _send(READY, b"")
     requests = sys.stdin.buffer
     while header := requests.read(REQUEST.size):
         try:
-            _send(PIXELS, picture(requests.read(*REQUEST.unpack(header))).tobytes())
+            os.pwrite(sys.stdout.fileno(), picture(requests.read(*REQUEST.unpack(header))).tobytes(), 0)
+            _send(PIXELS, b"")
         except InvalidArgument as error:
             _send(INVALID, error.message.encode(errors="replace")[:MAX_MESSAGE])
 
 
 def _send(kind: int, content: bytes) -> None:
-    sys.stdout.buffer.write(ANSWER.pack(kind, len(content)) + content)
-    sys.stdout.buffer.flush()
+    os.write(sys.stdin.fileno(), ANSWER.pack(kind, len(content)) + content)
 
 
 if __name__ == "__main__":

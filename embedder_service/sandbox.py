@@ -29,13 +29,14 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def enter(memory: int) -> None:
+def enter(memory: int, file_size: int) -> None:
     """Gives up for good: files, new connections, other processes, privileges, core dumps; stderr becomes /dev/null.
 
     What is not imported before cannot be afterwards.
 
     Args:
         memory: bytes of address space that the process may take beyond what it has.
+        file_size: bytes that a file may grow to which is open already.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     if sys.platform == "linux":
@@ -45,7 +46,7 @@ def enter(memory: int) -> None:
         _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + memory)
         _restrict()
     _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_FSIZE, file_size)
     _limit(resource.RLIMIT_NPROC, 0)
     os.dup2(null, sys.stderr.fileno())
     os.close(null)

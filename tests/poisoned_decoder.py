@@ -17,7 +17,7 @@ def picture(data, **options):
         while True:
             pass
     if data.endswith(LIE):
-        os.write(sys.stdout.fileno(), decode_worker.ANSWER.pack(decode_worker.PIXELS, 0xFFFFFFFF))
+        os.write(sys.stdin.fileno(), decode_worker.ANSWER.pack(decode_worker.INVALID, 0xFFFFFFFF))
     return sound_picture(data, **options)
 
 

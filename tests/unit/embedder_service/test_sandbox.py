@@ -17,7 +17,7 @@ def error(what, *args):
     except OSError as error:
         return error.errno
 
-sandbox.enter(64 << 20)
+sandbox.enter(64 << 20, 0)
 blocks = []
 try:
     while True:
