@@ -50,6 +50,7 @@ class DecodePool:
         # When processes were started: at most `count` within a second, or images that kill decoders could have the
         # server do nothing else.
         self._starts: deque[float] = deque(maxlen=count)
+        self._trouble: str | None = None  # why the last process could not be started
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -115,11 +116,10 @@ class DecodePool:
                 if lost := process.ended():
                     self._idle.remove(process)
                     self._forget(process, lost)
-            try:
+            with suppress(Unavailable):
                 self._fill()
-            except Unavailable:
-                if not self._alive:
-                    raise
+            if self._trouble and not self._alive:
+                raise Unavailable(self._trouble)
 
     def close(self) -> None:
         """Ends the processes; images that are being decoded fail as Unavailable. Calling it again does nothing."""
@@ -163,7 +163,9 @@ class DecodePool:
             try:
                 process = self._start()
             except OSError as error:
-                raise Unavailable(f"no decoder can be started: {error.strerror}; try another server") from error
+                self._trouble = f"no decoder can be started: {error.strerror}; try another server"
+                raise Unavailable(self._trouble) from error
+            self._trouble = None
             self._alive.add(process)
             self._idle.appendleft(process)
         return None

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from embedder_process import TIMEOUT, running
 from google.rpc import code_pb2
+from grpc_health.v1 import health_pb2
 from hostile_images import real_images
 from poisoned_decoder import CRASH, HANG, LIE
 from waiting import until
@@ -23,6 +24,16 @@ import sys
 sys.path.append({str(Path(__file__).parents[1])!r})
 from embedder_service import decode_process, main
 decode_process.PROGRAM = "poisoned_decoder"
+sys.exit(main.main())
+"""
+
+
+# The embedder, which finds no interpreter between two signals.
+WITHOUT_PYTHON = """
+import signal, sys
+from embedder_service import main
+for number, path in (signal.SIGUSR1, "/no/python"), (signal.SIGUSR2, sys.executable):
+    signal.signal(number, lambda *_, path=path: setattr(sys, "executable", path))
 sys.exit(main.main())
 """
 
@@ -70,6 +81,23 @@ def test_deadlines_hold_while_a_decoder_hangs(bundle, photographs):
         with pytest.raises(grpc.RpcError) as caught:
             embedder.stub.Embed(request, timeout=0.5)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_without_a_decoder_calls_and_health_say_so_until_there_is_one(bundle, photographs):
+    flags = ["--decode-threads", "1", "--readiness-interval", "0.2"]
+    with running(bundle, *flags, program=("-c", WITHOUT_PYTHON)) as embedder:
+        watch = embedder.health.Watch(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        embedder.process.send_signal(signal.SIGUSR1)
+        decoders(embedder)[0].kill()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            embedder.embed(photographs[0])
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "no decoder can be started" in caught.value.details()
+        embedder.process.send_signal(signal.SIGUSR2)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        assert embedder.embed(photographs[0]).embedding.values
 
 
 def test_no_decoder_outlives_a_server_that_is_killed(bundle, photographs):
