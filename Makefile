@@ -75,7 +75,7 @@ test: $(TEST_STAMPS)  ## Run all tests. WORKERS=3: in three processes, each with
 
 milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make test does so by itself.
 
-fuzz: $(TEST_STAMPS)  ## Send 20,000 hostile images, and 50,000 hostile calls, to real services; make test sends 1,500 of each.
+fuzz: $(TEST_STAMPS)  ## Send 20,000 hostile images, and 50,000 hostile calls, to real services; make test sends fewer.
 	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
 	LOOKALIKE_FUZZ_CALLS=50000 $(BIN)/python -m pytest -s tests/integration/test_fuzz_calls.py
 

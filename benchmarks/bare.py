@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import resource
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.load import OK, Calls, Measured
-from benchmarks.processes import CpuClock
+from benchmarks.processes import CpuClock, Sampler
 from embedder_service.model.manifest import Input
 
 T = TypeVar("T")
@@ -79,6 +81,30 @@ def open_loop(bundle: Path, precision: str, images: Sequence[Path], due: NDArray
     return _in_own_process(_open_loop, bundle, precision, images, due)
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """What decoding does by itself; as `Bare`, with as many images at once as there are cores for `full`."""
+
+    threads: int
+    alone: Measured
+    full: Measured
+    start_seconds: float
+    rss_max: int
+
+
+def decoding(bundle: Path, isolation: str, images: Sequence[Path], seconds: float, warm_up: float) -> Decoding:
+    """Measures decoding for a bundle's model, in threads or in processes, without a server or a model.
+
+    Args:
+        bundle: the model bundle.
+        isolation: as the embedder's setting `decode_isolation`.
+        images: the image files.
+        seconds: how long to measure, with one image at once and with several.
+        warm_up: seconds before each.
+    """
+    return _in_own_process(_decoding, bundle, isolation, images, seconds, warm_up)
+
+
 def _in_own_process(function: Callable[..., T], *args: object) -> T:
     """Runs a function in a process of its own."""
     spawn = multiprocessing.get_context("spawn")
@@ -107,6 +133,34 @@ def _measure(
     runtime.close()
     rss_max = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # Linux counts in KiB
     return Bare(runtime.slots, alone, full, load_seconds, rss_max, found)
+
+
+def _decoding(bundle: Path, isolation: str, images: Sequence[Path], seconds: float, warm_up: float) -> Decoding:
+    from embedder_service import main
+    from embedder_service.model import bundle as bundles
+    from embedder_service.runtimes.cores import available_cores
+    from embedder_service.settings import EmbedderSettings
+
+    settings, manifest = EmbedderSettings(decode_isolation=isolation), bundles.load(bundle).manifest
+    files = [path.read_bytes() for path in images]
+    started = time.monotonic()
+    with ExitStack() as stack:
+        decode = main.decode_here(settings, manifest)
+        if isolation == "process":
+            pool = stack.enter_context(main.decode_pool(settings, manifest))
+            pool.wait_until_ready()
+            decode = pool.decode
+        start_seconds = time.monotonic() - started
+        sampler = stack.enter_context(Sampler(os.getpid()))
+
+        def run(threads: int) -> Measured:
+            return _closed_loop(
+                lambda number: decode(files[number % len(files)]), threads, seconds, warm_up, os.getpid()
+            )
+
+        threads = available_cores()
+        alone, full = run(1), run(threads)
+    return Decoding(threads, alone, full, start_seconds, sampler.rss_max)
 
 
 def _open_loop(bundle: Path, precision: str, images: Sequence[Path], due: NDArray[np.float64]) -> Calls:
@@ -142,9 +196,11 @@ def _pixels(images: Sequence[Path], taken: Input) -> list[NDArray[np.uint8]]:
     return [read(path, taken) for path in images[:_MOST_IMAGES]]
 
 
-def _closed_loop(run: Callable[[int], object], threads: int, seconds: float, warm_up: float) -> Measured:
+def _closed_loop(
+    run: Callable[[int], object], threads: int, seconds: float, warm_up: float, server: int | None = None
+) -> Measured:
     """`load.closed_loop`, with threads for callers."""
-    numbers, clock, stopping = itertools.count(), CpuClock(None), threading.Event()
+    numbers, clock, stopping = itertools.count(), CpuClock(server), threading.Event()
 
     def call_again_and_again() -> list[tuple[float, float]]:
         times = []

@@ -58,7 +58,8 @@ class Row:
     """One server under one load.
 
     Attributes:
-        server: "bare runtime", "lookalike" or the name of a peer.
+        server: "bare runtime", "lookalike" or the name of a peer; with `--decode-isolation` "decoding, process",
+            "lookalike, process" and so on.
         call: what was called.
         precision: arithmetic of the model.
         concurrency: calls in flight; threads of the bare runtime.
@@ -116,13 +117,16 @@ class Benchmark:
 
     def run(self) -> None:
         """Measures all that the flags ask for."""
+        for isolation in self._args.decode_isolation:
+            self._decoding(isolation)
         for precision in self._args.precisions:
             try:
                 self._bare(precision)
             except FailedPrecondition as error:
                 self._skip(f"{precision}: {error.message}")
             else:
-                self._lookalike(precision)
+                for isolation in self._args.decode_isolation or (None,):
+                    self._lookalike(precision, isolation)
         for peer in self._args.peers:
             self._peer(peer)
         self.rows = list(_compared(self.rows))
@@ -139,14 +143,28 @@ class Benchmark:
             # Server and client are one here.
             self._add(dataclasses.replace(row, server_cpu_ms=row.client_cpu_ms, client_cpu_ms=0.0))
 
-    def _lookalike(self, precision: str) -> None:
+    def _decoding(self, isolation: str) -> None:
+        name = f"decoding, {isolation}"
+        say(name)
+        args = self._args
+        found = bare.decoding(self._bundle.path, isolation, self._images.paths, args.seconds, args.warm_up)
+        for threads, measured in {1: found.alone, found.threads: found.full}.items():
+            row = _row(name, "decode", "", threads, 1, measured, found.rss_max, found.start_seconds, math.nan)
+            # Server and client are one here, and counted as the server.
+            self._add(dataclasses.replace(row, client_cpu_ms=0.0))
+
+    def _lookalike(self, precision: str, isolation: str | None) -> None:
+        name = f"{_LOOKALIKE}, {isolation}" if isolation else _LOOKALIKE
         with (
             tempfile.TemporaryDirectory() as cache,  # empty: a model that was compiled before would start sooner
-            Embedder(self._bundle.path, precision, self._args.logs, ["--cache-dir", cache]) as server,
+            Embedder(
+                *(self._bundle.path, precision, self._args.logs),
+                ["--cache-dir", cache, *(["--decode-isolation", isolation] if isolation else [])],
+            ) as server,
         ):
-            self._measure(_LOOKALIKE, precision, server, "embed")
+            self._measure(name, precision, server, "embed")
             batches = Target((server.address,), "embed_batch", _BATCH)
-            self._load(_LOOKALIKE, precision, server, batches, _BATCH_CALLERS)
+            self._load(name, precision, server, batches, _BATCH_CALLERS)
 
     def _peer(self, name: str) -> None:
         module, method = _PEERS[name]
@@ -299,6 +317,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--peers", nargs="*", default=tuple(_PEERS), choices=tuple(_PEERS), help="default: all; none if left empty"
+    )
+    parser.add_argument(
+        "--decode-isolation",
+        nargs="+",
+        default=(),
+        choices=("process", "thread"),
+        help="measure the embedder with each of these, and decoding alone (default: the embedder as it is by default)",
     )
     parser.add_argument(
         "--concurrency", nargs="+", type=positive, default=(1, 4, 16, 64), metavar="N", help="default: 1 4 16 64"

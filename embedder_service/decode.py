@@ -13,16 +13,20 @@ Colours are those of the file: colour profiles (ICC) are not applied.
 
 from __future__ import annotations
 
+from functools import cache
 from io import BytesIO
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from embedder_service import container, resizing
 from embedder_service.readers import MIN_IS_WHITE, READERS
 from service_kit.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Raise this when a change below changes pixels by more than rounding does: it is part of a bundle's fingerprint.
 REVISION = 2
@@ -53,6 +57,13 @@ _TILE = 1024
 def decode(
     data: bytes, *, height: int, width: int, resize: str, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> NDArray[np.uint8]:
+    """As `picture`, as an array: uint8 [height, width, 3], RGB; read-only."""
+    import numpy as np  # a process that only decodes does without it: it would double its memory and its start
+
+    return np.asarray(picture(data, height=height, width=width, resize=resize, max_pixels=max_pixels))
+
+
+def picture(data: bytes, *, height: int, width: int, resize: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
     """Decode an image and squash it to a fixed size.
 
     The dimensions are read from the header and checked before any pixel is decoded. EXIF orientation is applied,
@@ -68,27 +79,32 @@ def decode(
             have more than 65,535.
 
     Returns:
-        uint8 [height, width, 3], RGB; read-only.
+        of mode RGB.
 
     Raises:
-        InvalidArgument: the bytes are not such a file, are damaged, or exceed `max_pixels`.
+        InvalidArgument: the bytes are not such a file, are damaged, exceed `max_pixels`, or take more memory than there
+            is.
         ValueError: `resize` is not a key of `resizing.FILTERS`.
     """
     if resize not in resizing.FILTERS:
         raise ValueError(f"unknown resize filter {resize!r}; choose one of {', '.join(resizing.FILTERS)}")
     name = container.sniff(data)
     try:
-        picture = container.picture(name, data)
-        turn = _TRANSPOSE.get(picture.orientation)
-        image = READERS[name](BytesIO(picture.data))
+        found = container.picture(name, data)
+        turn = _TRANSPOSE.get(found.orientation)
+        image = READERS[name](BytesIO(found.data))
         _check_size(name, image.size, max_pixels)
         _load(image, max(height, width))
         small = _shrink(image, max(height, width))
         upright = small if turn is None else small.transpose(turn)
         resized = resizing.resize(upright, (width, height), resize)
-        return np.asarray(resized if resized.mode == "RGB" else resized.convert("RGB"))
+        return resized if resized.mode == "RGB" else resized.convert("RGB")
     except InvalidArgument:
         raise
+    except MemoryError as error:
+        raise InvalidArgument(
+            f"decoding the {name} image takes more memory than there is for one; send it scaled down"
+        ) from error
     except Image.DecompressionBombError as error:
         raise InvalidArgument(
             f"the {name} image has more pixels than the limit of {min(max_pixels, _PILLOW_MAX_PIXELS)}; "
@@ -152,18 +168,23 @@ def _on_white(image: Image.Image) -> Image.Image:
             "send it with 8 or 16 bits per channel"
         )
     if image.mode.startswith("I;16"):
-        samples = np.asarray(image)
-        # Rounds samples / 257, so that 65535 is 255; Pillow's own conversion would clip at 255.
-        grey = ((samples * np.uint32(255) + np.uint32(32895)) >> 16).astype(np.uint8)
+        greys = _greys()
         if MIN_IS_WHITE in image.info:
-            grey = 255 - grey
+            greys = [255 - grey for grey in greys]
         if "transparency" in image.info:
-            grey[samples == image.info["transparency"]] = 255
-        return Image.fromarray(grey).convert("RGB")
+            greys = [*greys]
+            greys[image.info["transparency"]] = 255
+        return image.convert("I").point(greys, "L").convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+@cache
+def _greys() -> list[int]:
+    """What each sample of 16 bits is in 8: divided by 257 and rounded. Pillow's own conversion would clip it at 255."""
+    return [(sample * 255 + 32895) >> 16 for sample in range(1 << 16)]
 
 
 def _reason(error: Exception) -> str:

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 
-from embedder_service import decode, metrics, rpc
+import numpy as np
+from numpy.typing import NDArray
+
+from embedder_service import metrics, rpc
 from embedder_service.admission import Admission
 from embedder_service.batcher import Batcher
+from embedder_service.decode import decode as decode_image
+from embedder_service.decode_pool import DecodePool
+from embedder_service.decode_process import DecodeProcess
 from embedder_service.model import bundle
 from embedder_service.model.manifest import Manifest
 from embedder_service.pipeline import Pipeline
 from embedder_service.runtimes import Runtime, load_runtime
 from embedder_service.runtimes.cores import available_cores
-from embedder_service.settings import PREFIX, EmbedderSettings, parse_buckets, validate
+from embedder_service.settings import PREFIX, EmbedderSettings, decode_memory, parse_buckets, validate
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from service_kit import process
 from service_kit.errors import Broken
 from service_kit.logs import log
 from service_kit.server import Server
 
+Decode = Callable[[bytes], NDArray[np.uint8]]
 _log = logging.getLogger("embedder_service.main")  # __name__ is "__main__" when run with -m
 
 
@@ -41,21 +50,32 @@ async def serve(settings: EmbedderSettings) -> int:
     validate(settings)
     started = time.monotonic()
     manifest, runtime = load(settings)
-    try:
+    with ExitStack() as stack:
+        stack.callback(runtime.close)
+        pool = stack.enter_context(decode_pool(settings, manifest)) if settings.decode_isolation == "process" else None
         server = Server(settings, rpc.ACCESS)
-        pipeline = build_pipeline(settings, manifest, runtime, server.fail)
+        decode = pool.decode if pool else decode_here(settings, manifest)
+        pipeline = build_pipeline(settings, manifest, runtime, decode, server.fail)
+
+        async def check() -> None:
+            await pipeline.check()
+            if pool:
+                pool.check()
+
         try:
             await pipeline.warm_up()
+            if pool:
+                await asyncio.to_thread(pool.wait_until_ready)
             metrics.MODEL_LOAD.set(time.monotonic() - started)
             servicer = rpc.EmbedderServicer(
                 pipeline, describe_model(manifest, runtime), describe_limits(settings), server.draining
             )
             embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)
-            return await server.run([rpc.SERVICE], pipeline.check)
+            return await server.run([rpc.SERVICE], check)
         finally:
+            if pool:
+                pool.close()  # first, for the pipeline waits for what is being decoded
             await pipeline.close()
-    finally:
-        runtime.close()
 
 
 def load(settings: EmbedderSettings) -> tuple[Manifest, Runtime]:
@@ -89,12 +109,41 @@ def load(settings: EmbedderSettings) -> tuple[Manifest, Runtime]:
     return manifest, runtime
 
 
+def decode_pool(settings: EmbedderSettings, manifest: Manifest) -> DecodePool:
+    """Returns the processes that decode images for the model, not started yet."""
+    size = manifest.input
+    start = partial(
+        DecodeProcess,
+        (size.height, size.width, 3),
+        resize=size.resize,
+        max_pixels=settings.max_image_pixels,
+        memory=decode_memory(settings),
+    )
+    return DecodePool(start, _decode_threads(settings), settings.decode_timeout)
+
+
+def decode_here(settings: EmbedderSettings, manifest: Manifest) -> Decode:
+    """Returns the function that decodes images for the model in this process."""
+    size = manifest.input
+    return partial(
+        decode_image,
+        height=size.height,
+        width=size.width,
+        resize=size.resize,
+        max_pixels=settings.max_image_pixels,
+    )
+
+
 def build_pipeline(
-    settings: EmbedderSettings, manifest: Manifest, runtime: Runtime, on_lost: Callable[[Broken], None]
+    settings: EmbedderSettings,
+    manifest: Manifest,
+    runtime: Runtime,
+    decode: Decode,
+    on_lost: Callable[[Broken], None],
 ) -> Pipeline:
     """Puts the transport-free core together; `on_lost` is called if the model is lost for good."""
     size = manifest.input
-    decode_threads = settings.decode_threads or available_cores()
+    decode_threads = _decode_threads(settings)
     metrics.QUEUE_CAPACITY.set(settings.queue_images)
     return Pipeline(
         Admission(
@@ -103,13 +152,7 @@ def build_pipeline(
             max_seconds=settings.queue_seconds,
             bulk_share=settings.bulk_share,
         ),
-        partial(
-            decode.decode,
-            height=size.height,
-            width=size.width,
-            resize=size.resize,
-            max_pixels=settings.max_image_pixels,
-        ),
+        decode,
         Batcher(
             runtime,
             (size.height, size.width, 3),
@@ -120,6 +163,10 @@ def build_pipeline(
         decode_threads=decode_threads,
         max_image_bytes=settings.max_image_bytes,
     )
+
+
+def _decode_threads(settings: EmbedderSettings) -> int:
+    return settings.decode_threads or available_cores()
 
 
 def describe_model(manifest: Manifest, runtime: Runtime) -> embedder_pb2.Model:

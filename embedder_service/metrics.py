@@ -25,6 +25,12 @@ EXPIRED = Counter(
 DEDUPLICATED = Counter(
     "embedder_deduplicated_images_total", "Images that got the vector of an equal one that was in progress already."
 )
+DECODERS_LOST = Counter(
+    "embedder_decoders_lost_total",
+    "Processes that decoded and were replaced, by reason: timeout, crashed, killed (from outside: by the system when "
+    "memory is short), garbled (an answer that is none), or start (it did not come up).",
+    ["reason"],
+)
 # Depth and capacity bound the same thing, so that their ratio reaches 1 exactly when images are refused.
 QUEUE_DEPTH = Gauge("embedder_queue_depth", "Images admitted and not answered yet.")
 QUEUE_CAPACITY = Gauge("embedder_queue_capacity", "Images that may be admitted and not answered yet.")

@@ -42,6 +42,20 @@ class EmbedderSettings(ServerSettings):
         None, "Directory to keep compiled models in, for a faster start (openvino); the user's cache if unset."
     )
     decode_threads: int | None = setting(None, "Images decoded at the same time; one for every core if unset.", min=1)
+    decode_isolation: str = setting(
+        "process",
+        "Where images are decoded: in processes of their own, as many as there are threads, so that one that crashes, "
+        "hangs or grows costs one image; or in the threads.",
+        choices=("process", "thread"),
+    )
+    decode_timeout: float = setting(
+        10.0, "Seconds that decoding one image may take (process); one that takes longer is INVALID_ARGUMENT.", min=0.1
+    )
+    decode_memory: int | None = setting(
+        None,
+        "Bytes that a process may take for one image (process); what images within the limits can need if unset.",
+        min=16 << 20,
+    )
     queue_images: int = setting(512, "Images held from admission to reply; more are RESOURCE_EXHAUSTED.", min=1)
     queue_bytes: int = setting(256 << 20, "Bytes of images held from admission to reply.", min=1 << 10)
     queue_seconds: float = setting(
@@ -57,6 +71,14 @@ class EmbedderSettings(ServerSettings):
     stall_timeout: float = setting(
         60.0, "Seconds after which a batch that still runs is stuck, and the process ends.", min=1
     )
+
+
+def decode_memory(settings: EmbedderSettings) -> int:
+    """Returns the bytes that a process may take for one image: those set, or what `decode` says that it can need.
+
+    Beside its pixels, the file is there up to three times.
+    """
+    return settings.decode_memory or 12 * settings.max_image_pixels + 4 * settings.max_image_bytes + (64 << 20)
 
 
 def parse_buckets(text: str | None) -> tuple[int, ...] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
@@ -38,9 +39,10 @@ class Embedder:
         return self.stub.EmbedBatch(embedder_pb2.EmbedBatchRequest(images=images, **fields), timeout=TIMEOUT)
 
     def memory(self, name="VmRSS"):
-        """Bytes of memory the process holds, or with "VmHWM" held at its peak."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)[1])
+        """Bytes of memory the process and those that decode for it hold, or with "VmHWM" held at their peaks."""
+        pids = [self.process.pid, *(child.pid for child in psutil.Process(self.process.pid).children())]
+        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        return sum(1024 * int(re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)[1]) for text in statuses)
 
     def metrics(self):
         """The page of metrics."""

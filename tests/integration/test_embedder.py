@@ -303,6 +303,7 @@ def test_metrics_have_their_names_and_the_model(embedder, bundle, photographs):
         "grpc_server_handled_total",
         "grpc_server_handling_seconds",
         "embedder_images_total",
+        "embedder_decoders_lost_total",
         "embedder_rejected_images_total",
         "embedder_expired_images_total",
         "embedder_deduplicated_images_total",

@@ -15,7 +15,7 @@ from hostile_images import hostile_image, real_images
 
 from embedder_service.decode import DEFAULT_MAX_PIXELS
 
-COUNT = int(os.environ.get("LOOKALIKE_FUZZ", "1500"))
+COUNT = int(os.environ.get("LOOKALIKE_FUZZ", "1000"))
 BATCH = 50
 # What a decode may take: 12 bytes for each pixel, and 50 MB whatever the image.
 DECODE = 12 * DEFAULT_MAX_PIXELS + (50 << 20)
@@ -35,9 +35,9 @@ def outcome(result):
     return "embedded"
 
 
-@pytest.fixture(scope="module")
-def embedder(bundle):
-    with running(bundle, "--decode-threads", "1") as embedder:
+@pytest.fixture(scope="module", params=["process", "thread"])
+def embedder(bundle, request):
+    with running(bundle, "--decode-threads", "1", "--decode-isolation", request.param) as embedder:
         yield embedder
 
 
@@ -61,6 +61,7 @@ def test_hostile_images_are_answered_one_by_one_in_bounded_memory(embedder):
     after, peak = embedder.memory(), embedder.memory("VmHWM")
     print(f"\n{dict(outcomes)}; MiB: {before >> 20} before, {after >> 20} after, {peak >> 20} at the peak")
     assert min(outcomes["embedded"], outcomes["refused"]) > COUNT // 10, "the images do not try both ways"
+    assert "embedder_decoders_lost_total{" not in embedder.metrics()
     assert peak < before + DECODE
     assert after < before + KEPT
     # After all that, the server is what it was.

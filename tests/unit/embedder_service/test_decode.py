@@ -271,12 +271,12 @@ def test_large_images_reduced_first_look_as_if_resized_at_once(chelsea, mode):
 # Not `getrusage`: a process begins with the peak of the one that started it.
 PEAK = """
 import pathlib, re, sys
-from embedder_service.decode import decode
+from embedder_service.decode import picture
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 data = sys.stdin.buffer.read()
 before = peak()
-decode(data, height=224, width=224, resize="bicubic")
+picture(data, height=224, width=224, resize="bicubic")
 print(peak() - before)
 """
 
