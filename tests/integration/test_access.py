@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,7 +18,9 @@ from typing import Any
 import grpc
 import pytest
 from certificate_authority import Authority, Pair
+from deploy_tools import ROOT, tool
 from google.protobuf.message_factory import GetMessageClass
+from waiting import until
 
 from embedder_service.rpc import ACCESS as EMBEDDER_ACCESS
 from lookalike import Client, EmbedderClient, Embedding, Item, LookalikeError, Security, VectorSpace
@@ -35,6 +39,8 @@ SERVICES = [
 ]
 METHODS = [pytest.param(method, id=method.full_name) for service in SERVICES for method in service.methods]
 ACCESS = {**EMBEDDER_ACCESS, **SEARCH_ACCESS}
+HERE = "DNS:localhost,IP:127.0.0.1"
+GATEWAY = ROOT / "deploy" / "k8s" / "components" / "tls"
 UNAUTHENTICATED, DENIED = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
 ENTRIES = (
     tokens.entry("token-of-read", "reader", Role.READ)
@@ -61,6 +67,7 @@ class Secured:
     client: Pair
     embedder: str
     search: str
+    search_health: str
 
     def security(self, token: str = "", **options: Any) -> Security:
         """What a caller with a token shows; to the embedder it has to show a certificate, too."""
@@ -78,7 +85,8 @@ class Secured:
 def secured(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     folder = tmp_path_factory.mktemp("secured")
     authority = Authority(folder / "ca")
-    own, client = authority.issue("server"), authority.issue("client")
+    own = authority.issue("server", names=f"{HERE},DNS:search-headless")
+    client = authority.issue("client")
     for name in ("embedder", "search"):
         put(folder / f"{name}.crt", own.cert.read_bytes())
         put(folder / f"{name}.key", own.key.read_bytes())
@@ -102,7 +110,9 @@ def secured(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             *("--embedder-client-cert", str(client.cert), "--embedder-client-key", str(client.key)),
         ]
         search = stack.enter_context(ServerProcess("search", "search_service.main", search_flags, folder))
-        yield Secured(folder, authority, client, embedder.addresses.grpc, search.addresses.grpc)
+        addresses = search.addresses
+        assert addresses.health
+        yield Secured(folder, authority, client, embedder.addresses.grpc, addresses.grpc, addresses.health)
 
 
 Ask = Callable[..., grpc.StatusCode]
@@ -299,6 +309,43 @@ def test_a_server_does_not_serve_others_in_plaintext(tmp_path: Path) -> None:
     assert "cannot serve on 0.0.0.0:0 without TLS" in done.stderr
 
 
+def test_the_gateway_of_kubernetes_goes_on_by_tls_and_asks_for_health_in_plaintext(
+    secured: Secured, tmp_path: Path
+) -> None:
+    search, health = (address.rpartition(":")[2] for address in (secured.search, secured.search_health))
+    pair = secured.authority.issue("gateway", names=HERE)
+    (tmp_path / "tls.crt").write_bytes(pair.cert.read_bytes())
+    (tmp_path / "tls.key").write_bytes(pair.key.read_bytes())
+    (tmp_path / "ca.crt").write_bytes(secured.authority.cert.read_bytes())
+    for file in ("envoy.yaml", "sds.yaml", "sds-internal.yaml"):
+        text = (GATEWAY / file).read_text()
+        for old in ("/etc/envoy", "/run/secrets/tls", "/run/secrets/internal"):
+            text = text.replace(old, str(tmp_path))
+        text = re.sub(r"port_value: (?:8443|9103|9901)\n", "port_value: 0\n", text)  # any free ones
+        text = text.replace("address: search-headless", "address: 127.0.0.1").replace("50052", search)
+        (tmp_path / file).write_text(text.replace("50062", health))
+    admin = tmp_path / "admin"
+    flags = ["--config-path", tmp_path / "envoy.yaml", "--admin-address-path", admin, "--use-dynamic-base-id"]
+    with (tmp_path / "log").open("wb") as log:
+        envoy = subprocess.Popen([tool("envoy"), *flags], stderr=log, cwd=tmp_path)
+
+    def asked(path: str) -> str:
+        return urllib.request.urlopen(f"http://{admin.read_text()}{path}", timeout=10).read().decode()
+
+    try:
+        until(lambda: admin.exists() and admin.read_text())
+        until(lambda: asked("/stats?filter=^cluster.search.membership_healthy$").strip().endswith(" 1"))
+        [port] = re.findall(r"^search::\S+:(\d+)$", asked("/listeners"), re.MULTILINE)
+        security = Security(ca=secured.authority.cert, token="token-of-read")
+        with Client(f"127.0.0.1:{port}", security=security) as client:
+            assert client.list_collections() == []
+        with Client(f"127.0.0.1:{port}", security=replace(security, token="")) as nobody:
+            refused(nobody.list_collections, UNAUTHENTICATED)
+    finally:
+        envoy.terminate()
+        envoy.wait()
+
+
 def test_everything_is_rotated_under_load_without_a_failed_call(secured: Secured, demo_images: DemoImages) -> None:
     folder, image = secured.folder, demo_images.queries[0].read_bytes()
     put(folder / "caller-token", "token-of-write")
@@ -342,7 +389,7 @@ def test_everything_is_rotated_under_load_without_a_failed_call(secured: Secured
             return error.code is UNAUTHENTICATED
         return False
 
-    new = secured.authority.issue("new-server")
+    new = secured.authority.issue("new-server", names=HERE)
     with Client(secured.search, security=security, retry=False) as steady:
         threads = [threading.Thread(target=load, args=(client,)) for client in (steady, None)]
         for thread in threads:
