@@ -60,7 +60,7 @@ def services(
         yield services
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(services: Services) -> Iterator[Client]:
     """A client of the search service."""
     with Client(services.search.addresses.grpc) as client:
