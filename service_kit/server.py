@@ -17,13 +17,14 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from lookalike.channel import KEEPALIVE_SECONDS
-from service_kit import process
+from service_kit import process, sharing
 from service_kit.errors import Broken
 from service_kit.health import Health, HealthServicer
 from service_kit.health_port import HealthPort
 from service_kit.interceptor import CallInterceptor
 from service_kit.logs import log
 from service_kit.settings import ServerSettings, describe
+from service_kit.sharing import CallerOf
 
 # Calls beyond the limit that gRPC lets in: those to health and reflection, and those that are just being refused.
 _SPARE_CALLS = 256
@@ -42,17 +43,28 @@ class Server:
             ever stop reading then, finish what they have read and end; what is left after the grace is cut off.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, caller_of: CallerOf = sharing.by_tenant) -> None:
+        """`caller_of` names whom a call is made for: who may have so many calls in progress, and takes turns."""
         self._settings = settings
         self.grpc = grpc.aio.server(
-            interceptors=(CallInterceptor(settings.max_concurrent_rpcs, settings.slow_call),),
+            interceptors=(CallInterceptor(settings, caller_of),),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs + _SPARE_CALLS,
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
                 # Two servers on one port would each get a part of the calls, silently.
                 ("grpc.so_reuseport", 0),
-                # Clients ping this often where a call takes long; gRPC's own limit is five minutes.
+                ("grpc.max_allowed_incoming_connections", settings.max_connections),
+                ("grpc.max_concurrent_streams", settings.max_connection_rpcs),
+                ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle)),
+                ("grpc.server_handshake_timeout_ms", _milliseconds(settings.handshake_timeout)),
+                # Until a client has acknowledged our limits some of them are those of HTTP/2.
+                ("grpc.http2.settings_timeout", _milliseconds(settings.handshake_timeout)),
+                # Without the second, gRPC refuses some calls between the first and a harder limit of its own.
+                ("grpc.max_metadata_size", settings.max_metadata_bytes),
+                ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+                # Clients ping this often where a call takes long; gRPC's own limit is five minutes. More than two that
+                # come earlier end the connection.
                 ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
                 ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age)),
             ),
