@@ -60,9 +60,9 @@ class Server:
                 ("grpc.server_handshake_timeout_ms", _milliseconds(settings.handshake_timeout)),
                 # Until a client has acknowledged our limits some of them are those of HTTP/2.
                 ("grpc.http2.settings_timeout", _milliseconds(settings.handshake_timeout)),
-                # Without the second, gRPC refuses some calls between the first and a harder limit of its own.
-                ("grpc.max_metadata_size", settings.max_metadata_bytes),
-                ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+                # The second is the limit, which gRPC wants exceeded by one; between both it would refuse some calls.
+                ("grpc.max_metadata_size", settings.max_metadata_bytes + 1),
+                ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes + 1),
                 # Clients ping this often where a call takes long; gRPC's own limit is five minutes. More than two that
                 # come earlier end the connection.
                 ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
