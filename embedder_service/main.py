@@ -156,6 +156,10 @@ def describe_limits(settings: EmbedderSettings) -> embedder_pb2.Limits:
         max_batch_images=settings.max_batch_images,
         max_message_bytes=settings.max_message_bytes,
         max_stream_in_flight=settings.max_stream_in_flight,
+        max_metadata_bytes=settings.max_metadata_bytes,
+        max_caller_calls=settings.max_caller_rpcs,
+        request_seconds=settings.request_timeout,
+        stream_idle_seconds=settings.stream_idle_timeout,
     )
 
 

@@ -35,6 +35,7 @@ def store_of(settings: SearchSettings) -> MilvusStore:
         joined_queries=settings.max_joined_queries,
         max_filter_bytes=settings.max_filter_bytes,
         max_filter_depth=settings.max_filter_depth,
+        max_collections=settings.max_collections,
     )
 
 

@@ -49,8 +49,8 @@ class FairQueue(Generic[T]):
 
     def discard(self, item: T, caller: str) -> bool:
         """Removes an item; returns whether it was there."""
-        items = self._callers.get(caller, {})
-        if item not in items:
+        items = self._callers.get(caller)
+        if items is None or item not in items:
             return False
         del items[item]
         self._size -= 1
