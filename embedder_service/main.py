@@ -18,7 +18,7 @@ from embedder_service.runtimes import Runtime, load_runtime
 from embedder_service.runtimes.cores import available_cores
 from embedder_service.settings import PREFIX, EmbedderSettings, parse_buckets, validate
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
-from service_kit import process
+from service_kit import process, sharing
 from service_kit.errors import Broken
 from service_kit.logs import log
 from service_kit.server import Server
@@ -42,7 +42,7 @@ async def serve(settings: EmbedderSettings) -> int:
     started = time.monotonic()
     manifest, runtime = load(settings)
     try:
-        server = Server(settings)
+        server = Server(settings, sharing.by_metadata)
         pipeline = build_pipeline(settings, manifest, runtime, server.fail)
         try:
             await pipeline.warm_up()
@@ -101,6 +101,7 @@ def build_pipeline(
             settings.queue_bytes,
             max_seconds=settings.queue_seconds,
             bulk_share=settings.bulk_share,
+            caller_share=settings.caller_share,
         ),
         partial(
             decode.decode,

@@ -20,7 +20,7 @@ from search_service.circuit import SUSPICIOUS_SECONDS, Circuit
 from search_service.metrics import upstream
 from search_service.records import Embedding, VectorSpace
 from search_service.retries import Failed, Failure, Retries
-from service_kit import calls, tracing
+from service_kit import calls, sharing, tracing
 from service_kit.errors import DeadlineExceeded, InvalidArgument, ServiceError, Unavailable
 from service_kit.status import from_rpc_error, from_status
 
@@ -96,7 +96,9 @@ class EmbedderClient:
         slow = asyncio.get_running_loop().call_later(SUSPICIOUS_SECONDS, self._circuit.suspect)
         try:
             with tracing.client_span(_SERVICE, method):
-                reply = await rpc(request, timeout=timeout, metadata=calls.outgoing_metadata())
+                reply = await rpc(
+                    request, timeout=timeout, metadata=(*calls.outgoing_metadata(), *sharing.outgoing_metadata())
+                )
         except grpc.RpcError as error:
             failure = Failure(
                 from_rpc_error(error, f"embedder at {self._target}"),

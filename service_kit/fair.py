@@ -74,11 +74,6 @@ class Slots:
         self._free = count
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
-    @property
-    def waiting(self) -> int:
-        """How many wait for a slot."""
-        return len(self._waiting)
-
     async def acquire(self, caller: str) -> None:
         """Waits for a slot and holds it until `release`."""
         if self._free:
@@ -89,16 +84,20 @@ class Slots:
         try:
             await turn
         except asyncio.CancelledError:
-            if not self._waiting.discard(turn, caller):  # the slot came at the same moment
+            if turn.cancelled():
+                self._waiting.discard(turn, caller)
+            else:  # the slot came at the same moment
                 self.release()
             raise
 
     def release(self) -> None:
         """Frees a slot for whose turn it is."""
-        if self._waiting:
-            self._waiting.pop().set_result(None)
-        else:
-            self._free += 1
+        while self._waiting:
+            turn = self._waiting.pop()
+            if not turn.done():  # else it has been cancelled, and its task does not know yet
+                turn.set_result(None)
+                return
+        self._free += 1
 
     @asynccontextmanager
     async def held(self, caller: str) -> AsyncIterator[None]:

@@ -24,8 +24,11 @@ _caller: ContextVar[str] = ContextVar("lookalike_caller", default="")
 
 
 def caller() -> str:
-    """Returns the name of the caller that this code works for. It goes with a call's task, as its request id does."""
-    return _caller.get() or identity.current().name
+    """Returns the name of the caller that this code works for; empty outside of calls.
+
+    It goes with a call's task, as its request id does.
+    """
+    return _caller.get()
 
 
 def begin(name: str) -> None:
@@ -54,7 +57,7 @@ def by_metadata(request: Any, metadata: Metadata) -> str:
 
 def outgoing_metadata() -> tuple[tuple[str, str], ...]:
     """Returns what tells another service for whom it is asked."""
-    return ((CALLER_KEY, _short(caller())),)
+    return ((CALLER_KEY, _short(caller())),) if caller() else ()
 
 
 def _short(name: str) -> str:
