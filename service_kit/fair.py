@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_THERE_SECONDS = 1.0
 
 
 class FairQueue(Generic[T]):
@@ -131,3 +133,60 @@ class Share:
         self._held[caller] -= 1
         if not self._held[caller]:
             del self._held[caller]
+
+
+class Turns:
+    """While there are several callers, so much of each is done at a time; more waits, in its caller's order.
+
+    The event loop serves what comes first, and a call passes it many times: this keeps the calls of one from being most
+    of what it does. A caller is there who had a call in the last second. For use on one event loop.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._clock = clock
+        self._active: dict[str, int] = {}
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._seen: OrderedDict[str, float] = OrderedDict()  # when each caller was there, the latest at the end
+
+    async def acquire(self, caller: str) -> None:
+        """Waits for a turn and holds it until `release`."""
+        self._note(caller)
+        if self._may(caller):
+            self._active[caller] = self._active.get(caller, 0) + 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(caller, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it came at the same moment
+                self.release(caller)
+            raise
+
+    def release(self, caller: str) -> None:
+        """Ends a turn."""
+        self._note(caller)
+        self._active[caller] -= 1
+        waiting = self._waiting.get(caller, ())
+        while waiting and self._may(caller):
+            turn = waiting.popleft()
+            if not turn.done():
+                self._active[caller] += 1
+                turn.set_result(None)
+        if not waiting:
+            self._waiting.pop(caller, None)
+        if not self._active[caller]:
+            del self._active[caller]
+
+    def _may(self, caller: str) -> bool:
+        if self._active.get(caller, 0) < self._most:
+            return True
+        return all(name == caller for name in self._active) and all(name == caller for name in self._seen)
+
+    def _note(self, caller: str) -> None:
+        now = self._clock()
+        self._seen.pop(caller, None)
+        self._seen[caller] = now
+        while next(iter(self._seen.values())) < now - _THERE_SECONDS:
+            self._seen.popitem(last=False)

@@ -27,7 +27,7 @@ from service_kit.errors import (
     ServiceError,
     Unimplemented,
 )
-from service_kit.fair import Share
+from service_kit.fair import Share, Turns
 from service_kit.logs import log
 from service_kit.settings import ServerSettings
 from service_kit.sharing import CallerOf
@@ -65,7 +65,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._max_calls = settings.max_concurrent_rpcs
         self._full = ResourceExhausted(f"the server has {self._max_calls} calls in progress, its limit", _RETRY_AFTER)
         self._settings = settings
-        self._callers = _Callers(settings.max_caller_rpcs, caller_of)
+        self._callers = _Callers(settings, caller_of)
         self._calls = 0
         self._methods: dict[str, _Method] = {}
 
@@ -100,13 +100,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Callers:
     """Who has how many calls in progress. The place of a call is its task's: it lasts until the reply is written."""
 
-    def __init__(self, most: int, caller_of: CallerOf) -> None:
-        self._most = most
+    def __init__(self, settings: ServerSettings, caller_of: CallerOf) -> None:
+        self._most = settings.max_caller_rpcs
         self._caller_of = caller_of
-        self._share = Share(most)
+        self._share = Share(self._most)
+        self._turns = Turns(settings.caller_turns)
 
-    def admit(self, request: Any, context: _Context) -> None:
-        """Notes who makes a call. Raises ResourceExhausted if the caller has too many."""
+    async def admit(self, request: Any, context: _Context, *, in_turn: bool) -> None:
+        """Notes who makes a call, and waits for his turn. Raises ResourceExhausted if the caller has too many."""
         name = self._caller_of(request, context.invocation_metadata() or ())
         give_back = self._share.take(name)
         if give_back is None:
@@ -118,6 +119,9 @@ class _Callers:
         assert task is not None
         task.add_done_callback(lambda _: give_back())
         sharing.begin(name)
+        if in_turn:
+            await self._turns.acquire(name)
+            task.add_done_callback(lambda _: self._turns.release(name))
 
 
 class _Method:
@@ -188,7 +192,8 @@ class _Method:
             if handler.request_deserializer is not None:
                 request = handler.request_deserializer(request)
         if not self.exempt:
-            self._callers.admit(request, context)
+            in_turn = not (handler.request_streaming or handler.response_streaming)  # those may last for ever
+            await self._callers.admit(request, context, in_turn=in_turn)
         return self._in_time(messages) if request is None else request
 
     async def _in_time(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:

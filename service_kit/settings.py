@@ -63,6 +63,9 @@ class ServerSettings:
     max_caller_rpcs: int = setting(
         512, "Calls of one caller in progress at most, from its request on; others get RESOURCE_EXHAUSTED.", min=1
     )
+    caller_turns: int = setting(
+        8, "Calls of one caller worked on at a time while there are others, streams not counted; more wait.", min=1
+    )
     max_connections: int = setting(1024, "Connections at most; others are closed at once.", min=1)
     max_connection_rpcs: int = setting(
         1024, "Calls in progress on one connection at most; clients wait before they send others.", min=1

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service_kit.fair import FairQueue, Share, Slots
+from service_kit.fair import FairQueue, Share, Slots, Turns
 
 
 def drained(queue):
@@ -108,3 +108,62 @@ def test_a_share_forgets_callers_with_nothing_in_progress(most):
         for give_back in taken:
             give_back()
     assert not share._held
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+async def test_a_caller_alone_takes_all_turns_and_beside_others_so_many():
+    clock = Clock()
+    turns = Turns(2, clock)
+    for _ in range(5):
+        await turns.acquire("flood")
+    await turns.acquire("modest")
+    waiting = [asyncio.create_task(turns.acquire("flood")) for _ in range(3)]
+    await asyncio.sleep(0)
+    for _ in range(3):  # what runs already goes on; of five, the turns are two from now on
+        turns.release("flood")
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    turns.release("flood")
+    await asyncio.wait_for(waiting[0], 10)
+    turns.release("modest")  # which is there for another second
+    turns.release("flood")
+    await asyncio.wait_for(waiting[1], 10)
+    await asyncio.sleep(0)
+    assert not waiting[2].done()
+    clock.now += 1.1
+    turns.release("flood")
+    await asyncio.wait_for(waiting[2], 10)
+    for _ in range(9):
+        await asyncio.wait_for(turns.acquire("flood"), 10)
+
+
+async def test_a_call_that_ends_while_it_waits_for_its_turn_takes_none():
+    turns = Turns(1)
+    await turns.acquire("modest")
+    await turns.acquire("flood")
+    waiting = [asyncio.create_task(turns.acquire("flood")) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    turns.release("flood")  # while the first does not know yet that it was cancelled
+    waiting[1].cancel()  # whose turn it is, which it does not know yet
+    await asyncio.wait_for(waiting[2], 10)
+    turns.release("flood")
+    turns.release("modest")
+    assert not turns._active
+    assert not turns._waiting
+
+
+async def test_turns_forget_callers_after_a_second():
+    clock = Clock()
+    turns = Turns(1, clock)
+    for number in range(1000):
+        clock.now += 0.1
+        await turns.acquire(str(number))
+        turns.release(str(number))
+    assert len(turns._seen) <= 12
