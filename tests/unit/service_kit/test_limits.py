@@ -212,6 +212,35 @@ async def test_a_caller_has_as_many_calls_in_progress_as_one_may_and_takes_none_
         assert await running.call(b"ok", **as_caller("flood"))
 
 
+async def test_beside_others_a_callers_calls_beyond_its_turns_wait_and_those_of_others_do_not(start):
+    async with start(caller_turns=1, caller_of=sharing.by_metadata) as running:
+        held = [running.call(b"hold", **as_caller("modest"))]
+        await running.servicer.holding.wait()
+        held += [running.call(b"hold", **as_caller("flood")) for _ in range(3)]
+        while running.servicer.held < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert await running.call(b"ok", **as_caller("third"))
+        stream = running.stub.EmbedStream(iter([embedder_pb2.EmbedStreamRequest()]), **as_caller("flood"))
+        assert [response async for response in stream]  # which takes no turn
+        assert running.servicer.held == 2
+        running.release.set()
+        await asyncio.gather(*held)
+        assert running.servicer.held == 4
+
+
+async def test_names_are_printable_and_short(start):
+    async with start(max_caller_rpcs=1, caller_of=sharing.by_tenant) as running:
+        held = asyncio.create_task(running.embed(b"hold"))
+        await running.servicer.holding.wait()
+        # Who may not name himself is taken for who he is.
+        assert (await code_of(running.call(b"ok", **as_caller("other")))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        running.release.set()
+        await held
+    assert sharing.of_tenant("t\n\u00e9" + "x" * 1000) == "anybody/t??" + "x" * 245
+    assert sharing.by_metadata(None, [(sharing.CALLER_KEY, "c" * 1000)]) == "c" * 256
+    assert sharing.by_metadata(None, [(sharing.CALLER_KEY, ""), ("x", b"y")]) == "anybody"
+
+
 async def test_calls_that_fail_give_their_callers_place_back(start):
     async with start(max_caller_rpcs=1) as running:
         for image in (b"wrong", b"bug", b"full"):
