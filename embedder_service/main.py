@@ -42,7 +42,7 @@ async def serve(settings: EmbedderSettings) -> int:
     started = time.monotonic()
     manifest, runtime = load(settings)
     try:
-        server = Server(settings, sharing.by_metadata)
+        server = Server(settings, sharing.by_metadata, runtime.slots * runtime.buckets[-1])
         pipeline = build_pipeline(settings, manifest, runtime, server.fail)
         try:
             await pipeline.warm_up()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 
 from lookalike.search.v1 import search_pb2_grpc
+from search_service import milvus_local
 from search_service.embedder_client import EmbedderClient
 from search_service.embedders import Embedders, targets
 from search_service.milvus_security import Security
@@ -47,7 +49,9 @@ async def serve(settings: SearchSettings) -> int:
         aclosing(Embedders(clients)) as embedders,
         aclosing(SearchService(store, embedders, settings)) as service,
     ):
-        server = Server(settings)
+        # Callers wait for a server more than they keep us busy; Milvus Lite works in this process.
+        turns = (os.cpu_count() or 1) if milvus_local.is_local(settings.milvus_uri) else 16
+        server = Server(settings, turns=turns)
         service.start(server.draining)
         rpc = SearchRpc(service, settings, str(store.backend), server.draining)
         search_pb2_grpc.add_SearchServiceServicer_to_server(rpc, server.grpc)

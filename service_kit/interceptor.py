@@ -55,17 +55,18 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Guards every call of every service of a server."""
 
-    def __init__(self, settings: ServerSettings, caller_of: CallerOf) -> None:
+    def __init__(self, settings: ServerSettings, caller_of: CallerOf, turns: int) -> None:
         """
         Args:
             settings: limits on calls. Those in progress do not count calls to health and reflection; calls beyond are
                 refused before their request is read.
             caller_of: names the caller, each of which may have a share of the calls.
+            turns: of one caller while there are others, where the settings do not say.
         """
         self._max_calls = settings.max_concurrent_rpcs
         self._full = ResourceExhausted(f"the server has {self._max_calls} calls in progress, its limit", _RETRY_AFTER)
         self._settings = settings
-        self._callers = _Callers(settings, caller_of)
+        self._callers = _Callers(settings.max_caller_rpcs, settings.caller_turns or turns, caller_of)
         self._calls = 0
         self._methods: dict[str, _Method] = {}
 
@@ -100,11 +101,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Callers:
     """Who has how many calls in progress. The place of a call is its task's: it lasts until the reply is written."""
 
-    def __init__(self, settings: ServerSettings, caller_of: CallerOf) -> None:
-        self._most = settings.max_caller_rpcs
+    def __init__(self, most: int, turns: int, caller_of: CallerOf) -> None:
+        self._most = most
         self._caller_of = caller_of
-        self._share = Share(self._most)
-        self._turns = Turns(settings.caller_turns)
+        self._share = Share(most)
+        self._turns = Turns(turns)
 
     async def admit(self, request: Any, context: _Context, *, in_turn: bool) -> None:
         """Notes who makes a call, and waits for his turn. Raises ResourceExhausted if the caller has too many."""

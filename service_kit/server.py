@@ -43,11 +43,14 @@ class Server:
             ever stop reading then, finish what they have read and end; what is left after the grace is cut off.
     """
 
-    def __init__(self, settings: ServerSettings, caller_of: CallerOf = sharing.by_tenant) -> None:
-        """`caller_of` names whom a call is made for: who may have so many calls in progress, and takes turns."""
+    def __init__(self, settings: ServerSettings, caller_of: CallerOf = sharing.by_tenant, turns: int = 16) -> None:
+        """`caller_of` names whom a call is made for: who may have so many calls in progress, and takes turns.
+
+        While there are several callers, `turns` calls of each are worked on at a time, unless the settings say how many.
+        """
         self._settings = settings
         self.grpc = grpc.aio.server(
-            interceptors=(CallInterceptor(settings, caller_of),),
+            interceptors=(CallInterceptor(settings, caller_of, turns),),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs + _SPARE_CALLS,
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),

@@ -63,8 +63,11 @@ class ServerSettings:
     max_caller_rpcs: int = setting(
         512, "Calls of one caller in progress at most, from its request on; others get RESOURCE_EXHAUSTED.", min=1
     )
-    caller_turns: int = setting(
-        8, "Calls of one caller worked on at a time while there are others, streams not counted; more wait.", min=1
+    caller_turns: int | None = setting(
+        None,
+        "Calls of one caller worked on at a time while there are others, streams not counted; more wait. If unset: of an "
+        "embedder as many as its model takes images at a time; of a search service 16, on Milvus Lite one for every core.",
+        min=1,
     )
     max_connections: int = setting(1024, "Connections at most; others are closed at once.", min=1)
     max_connection_rpcs: int = setting(
