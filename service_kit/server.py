@@ -46,7 +46,7 @@ class Server:
     def __init__(self, settings: ServerSettings, caller_of: CallerOf = sharing.by_tenant, turns: int = 16) -> None:
         """`caller_of` names whom a call is made for: who may have so many calls in progress, and takes turns.
 
-        While there are several callers, `turns` calls of each are worked on at a time, unless the settings say how many.
+        While there are several callers, `turns` calls of each are worked on at a time, unless the settings tell.
         """
         self._settings = settings
         self.grpc = grpc.aio.server(
