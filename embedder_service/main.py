@@ -42,7 +42,8 @@ async def serve(settings: EmbedderSettings) -> int:
     started = time.monotonic()
     manifest, runtime = load(settings)
     try:
-        server = Server(settings, sharing.by_metadata, runtime.slots * runtime.buckets[-1])
+        # The turns of two callers fill the model.
+        server = Server(settings, sharing.by_metadata, max(1, runtime.slots * runtime.buckets[-1] // 2))
         pipeline = build_pipeline(settings, manifest, runtime, server.fail)
         try:
             await pipeline.warm_up()
