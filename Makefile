@@ -31,8 +31,8 @@ LOOKALIKE := $(BIN)/lookalike
 
 .DEFAULT_GOAL := help
 .PHONY: help run serve caltech101 evaluate bench-embedder bench-steadiness bench-search bench-ingest bench-services \
-	bench-loadtest soak test milvus fuzz faults lint format check-deploy check-images pin-images dashboards protos docs \
-	constraints audit release clean
+	bench-loadtest bench-fairness soak test milvus fuzz faults lint format check-deploy check-images pin-images dashboards \
+	protos docs constraints audit release clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench-services: $(BENCH_STAMP) $(MILVUS_STAMPS)  ## Both services under every ki
 
 bench-loadtest: $(BENCH_STAMP)  ## Measure what the load-test client itself adds, at 1,500 calls/s of 15 KB.
 	$(BIN)/python -m benchmarks.loadtest $(ARGS)
+
+bench-fairness: $(BENCH_STAMP)  ## Measure a modest caller alone and beside one who floods, through both services. IMAGES=DIR.
+	$(BIN)/python -m benchmarks.fairness $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)
 
 soak: $(BENCH_STAMP)  ## Ten minutes of mixed load on the embedder, in which it must not grow. IMAGES=DIR.
 	$(BIN)/python -m benchmarks.soak $(if $(IMAGES),--images "$(IMAGES)") $(ARGS)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from weakref import WeakValueDictionary
 
 from embedder_service import metrics
 from embedder_service.lanes import Lane
+from service_kit import sharing
 from service_kit.errors import ResourceExhausted
 
 # The share of its past that the measured time per image keeps with each image that is done.
@@ -20,6 +25,17 @@ _FILL = 0.85
 _SOONEST, _LATEST = 0.05, 30.0
 # The advice before anything has been measured, in seconds.
 _UNMEASURED = 1.0
+# How long who was refused counts as one who waits, and how many of them are remembered.
+_REFUSED_SECONDS = 10.0
+_MOST_REFUSED = 1_000
+
+
+@dataclass(slots=True)
+class _Held:
+    """What one caller holds."""
+
+    images: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
+    size: int = 0  # in bytes
 
 
 class Admission:
@@ -27,7 +43,8 @@ class Admission:
 
     Images and bytes bound the memory; the seconds that the interactive images held will take, by the speed measured,
     bound how long anybody waits. Refusing at once costs a caller less than a wait that ends at its deadline. Bulk work
-    gets a share of the places, so that it always leaves some.
+    gets a share of the places, so that it always leaves some, and so does a caller while there are others: those that
+    hold places, or were refused in the last seconds.
 
     For use on one event loop.
     """
@@ -39,6 +56,7 @@ class Admission:
         *,
         max_seconds: float = math.inf,
         bulk_share: float = 1.0,
+        caller_share: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -47,15 +65,19 @@ class Admission:
             max_bytes: bytes of encoded images held at most.
             max_seconds: interactive images are refused while those held before them would take about so long.
             bulk_share: of images and of bytes, how much bulk work may hold; above 0, at most 1.
+            caller_share: the same for one caller while there are others; with nothing held, it may bring any request.
             clock: the time in seconds.
         """
         self._max_images = {Lane.INTERACTIVE: max_images, Lane.BULK: int(max_images * bulk_share)}
         self._max_bytes = {Lane.INTERACTIVE: max_bytes, Lane.BULK: int(max_bytes * bulk_share)}
+        self._caller_images, self._caller_bytes = int(max_images * caller_share), int(max_bytes * caller_share)
         self._max_seconds = max_seconds
         self._clock = clock
         self._images = dict.fromkeys(Lane, 0)
         self._bytes = dict.fromkeys(Lane, 0)
-        self._lines = {lane: asyncio.Lock() for lane in Lane}
+        self._held: dict[str, _Held] = {}  # by caller
+        self._refused: OrderedDict[str, float] = OrderedDict()  # when a caller was refused last, the latest at the end
+        self._lines: WeakValueDictionary[tuple[Lane, str], asyncio.Lock] = WeakValueDictionary()
         self._freed = asyncio.Event()
         self._seconds_per_image: float | None = None
         self._last_done: float | None = None
@@ -72,23 +94,34 @@ class Admission:
         Raises:
             ResourceExhausted: there are not as many places; `retry_after` is when there should be.
         """
-        if refusal := self._refusal(lane, images, size):
+        caller = sharing.caller()
+        if refusal := self._refusal(caller, lane, images, size):
             reason, error = refusal
             metrics.REJECTED.labels(reason).inc(images)
+            self._note_refused(caller)
             raise error
+        held = self._held.setdefault(caller, _Held())
         self._images[lane] += images
         self._bytes[lane] += size
+        held.images[lane] += images
+        held.size += size
         try:
             yield
         finally:
             self._images[lane] -= images
             self._bytes[lane] -= size
+            held.images[lane] -= images
+            held.size -= size
+            if not any(held.images.values()):
+                del self._held[caller]
             self._freed.set()
 
     async def wait(self, lane: Lane, images: int, size: int) -> None:
-        """Waits until there are places, first come, first served; an `admit` that follows at once succeeds."""
-        async with self._lines[lane]:
-            while self._refusal(lane, images, size):
+        """Waits until there are places, a caller's in their order; an `admit` that follows at once succeeds."""
+        caller = sharing.caller()
+        async with self._lines.setdefault((lane, caller), asyncio.Lock()):
+            while self._refusal(caller, lane, images, size):
+                self._note_refused(caller)
                 self._freed.clear()
                 await self._freed.wait()
 
@@ -105,7 +138,7 @@ class Admission:
             self._seconds_per_image = seconds if known is None else _MEMORY * known + (1 - _MEMORY) * seconds
         self._last_done = now if more else None  # an idle time says nothing about the speed
 
-    def _refusal(self, lane: Lane, images: int, size: int) -> tuple[str, ResourceExhausted] | None:
+    def _refusal(self, caller: str, lane: Lane, images: int, size: int) -> tuple[str, ResourceExhausted] | None:
         """Why these images cannot be taken now: the limit that is reached, and the error that says so."""
         held_bytes = sum(self._bytes.values())
         for unit, held, wanted, limit in (
@@ -120,7 +153,19 @@ class Admission:
                     "more; try again later or on another server",
                     self._retry_after(self.images * (held + wanted - limit) / max(1, held)),
                 )
-        seconds = self._images[lane] * (self._seconds_per_image or 0.0)
+        own = self._held.get(caller)
+        if own and self._others(caller):
+            for unit, held, wanted, limit in (
+                ("images", sum(own.images.values()), images, self._caller_images),
+                ("bytes", own.size, size, self._caller_bytes),
+            ):
+                if held + wanted > limit:
+                    return "share", ResourceExhausted(
+                        f"the queue is shared: you hold {held} of at most {limit} {unit} while others wait, and the "
+                        f"request brings {wanted} more; try again later or on another server",
+                        self._retry_after(len(self._held) * self.images * (held + wanted - limit) / max(1, held)),
+                    )
+        seconds = self._ahead(caller, lane) * (self._seconds_per_image or 0.0)
         most = _FILL * self._max_seconds
         if lane is Lane.INTERACTIVE and seconds > most:
             return "seconds", ResourceExhausted(
@@ -129,6 +174,23 @@ class Admission:
                 self._retry_after((seconds - most) / (self._seconds_per_image or 1.0)),
             )
         return None
+
+    def _ahead(self, caller: str, lane: Lane) -> int:
+        """Images of this lane that go before the next one of a caller, as callers take turns."""
+        own = self._held[caller].images[lane] if caller in self._held else 0
+        return own + sum(min(held.images[lane], own + 1) for name, held in self._held.items() if name != caller)
+
+    def _others(self, caller: str) -> bool:
+        """Whether there are other callers than this one."""
+        while self._refused and next(iter(self._refused.values())) < self._clock() - _REFUSED_SECONDS:
+            self._refused.popitem(last=False)
+        return any(name != caller for name in chain(self._held, self._refused))
+
+    def _note_refused(self, caller: str) -> None:
+        self._refused.pop(caller, None)
+        self._refused[caller] = self._clock()
+        if len(self._refused) > _MOST_REFUSED:
+            self._refused.popitem(last=False)
 
     def _retry_after(self, images: float) -> float:
         """Seconds until this many images should be done."""

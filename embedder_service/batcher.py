@@ -1,4 +1,4 @@
-"""Dynamic batching: while the model is busy images gather, and when it is free the oldest go together."""
+"""Dynamic batching: while the model is busy images gather, and when it is free those whose turn it is go together."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ class Batcher:
     def put(self, job: Job, *, reserved: bool = False) -> None:
         """Takes on a job that has its pixels; it is settled some time. For threads too."""
         job.enter(QUEUE)
-        if not self._waiting.put(job, job.lane, reserved=reserved):
+        if not self._waiting.put(job, job.lane, job.caller, reserved=reserved):
             job.settle(self._lost or Unavailable("the server is stopping; try another one"))
 
     def discard(self, job: Job) -> None:
         """Forgets a job that nobody wants any more, unless it runs already."""
-        self._waiting.discard(job, job.lane)
+        self._waiting.discard(job, job.lane, job.caller)
 
     async def check(self) -> None:
         """Finds out whether the model works, with a run of its own only if there is reason to doubt it.

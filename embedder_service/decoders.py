@@ -47,12 +47,12 @@ class Decoders:
     def put(self, job: Job) -> None:
         """Takes an image on; the job is settled some time."""
         job.enter(QUEUE)
-        if not self._waiting.put(job, job.lane):
+        if not self._waiting.put(job, job.lane, job.caller):
             job.settle(Unavailable("the server is stopping; try another one"))
 
     def discard(self, job: Job) -> None:
         """Forgets an image that nobody wants any more."""
-        self._waiting.discard(job, job.lane)
+        self._waiting.discard(job, job.lane, job.caller)
 
     def close(self) -> None:
         """Fails what waits, and ends the threads. The batcher must be closed before."""

@@ -25,6 +25,7 @@ class Job:
     """One image to embed. Belongs to an event loop; what is for threads too says so."""
 
     lane: Lane
+    caller: str
     image: bytes
     loop: asyncio.AbstractEventLoop
     on_settled: Callable[[Job, Outcome | None], None]  # called on the loop

@@ -1,11 +1,12 @@
-"""Lanes: who goes first when there is more than can be done at once."""
+"""Lanes: what goes first when there is more than can be done at once, and turns of the callers within each."""
 
 from __future__ import annotations
 
 import enum
 import threading
-from collections import OrderedDict
 from typing import Generic, TypeVar
+
+from service_kit.fair import FairQueue
 
 T = TypeVar("T")
 
@@ -18,15 +19,14 @@ class Lane(enum.IntEnum):
 
 
 class LaneQueue(Generic[T]):
-    """A queue between threads: the oldest item of the first lane that has any goes next.
+    """A queue between threads: the first lane that has any items goes next, and in it the callers take turns.
 
     Putting never waits. Who wants to respect the bound reserves a place first.
     """
 
     def __init__(self, bound: int = 0) -> None:
         """`bound`: places that can be reserved, less the items that are there."""
-        # Ordered, and any item can leave at once: what nobody wants any more must not stay in memory.
-        self._lanes: tuple[OrderedDict[T, None], ...] = tuple(OrderedDict() for _ in Lane)
+        self._lanes: tuple[FairQueue[T], ...] = tuple(FairQueue() for _ in Lane)
         self._bound = bound
         self._reserved = 0
         self._closed = False
@@ -51,12 +51,12 @@ class LaneQueue(Generic[T]):
             self._reserved -= 1
             self._freed.notify()
 
-    def put(self, item: T, lane: Lane, *, reserved: bool = False) -> bool:
+    def put(self, item: T, lane: Lane, caller: str = "", *, reserved: bool = False) -> bool:
         """Adds an item, to a place reserved before or a new one. False: the queue is closed."""
         with self._filled:
             self._reserved -= reserved
             if not self._closed:
-                self._lanes[lane][item] = None
+                self._lanes[lane].put(item, caller)
                 self._filled.notify()
             return not self._closed
 
@@ -68,15 +68,14 @@ class LaneQueue(Generic[T]):
             taken: list[T] = []
             for lane in self._lanes:
                 while lane and len(taken) < most:
-                    taken.append(lane.popitem(last=False)[0])
+                    taken.append(lane.pop())
             self._freed.notify(len(taken))
             return taken
 
-    def discard(self, item: T, lane: Lane) -> None:
-        """Removes an item, if it is still there."""
+    def discard(self, item: T, lane: Lane, caller: str = "") -> None:
+        """Removes an item, if it is still there: what nobody wants any more must not stay in memory."""
         with self._freed:
-            if item in self._lanes[lane]:
-                del self._lanes[lane][item]
+            if self._lanes[lane].discard(item, caller):
                 self._freed.notify()
 
     def close(self) -> list[T]:

@@ -26,7 +26,7 @@ from embedder_service.runtimes import Runtime, load_runtime
 from embedder_service.runtimes.cores import available_cores
 from embedder_service.settings import PREFIX, EmbedderSettings, decode_memory, parse_buckets, validate
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
-from service_kit import process
+from service_kit import process, sharing
 from service_kit.errors import Broken
 from service_kit.logs import log
 from service_kit.server import Server
@@ -53,7 +53,9 @@ async def serve(settings: EmbedderSettings) -> int:
     with ExitStack() as stack:
         stack.callback(runtime.close)
         pool = stack.enter_context(decode_pool(settings, manifest)) if settings.decode_isolation == "process" else None
-        server = Server(settings, rpc.ACCESS)
+        # The turns of two callers fill the model.
+        turns = max(1, runtime.slots * runtime.buckets[-1] // 2)
+        server = Server(settings, rpc.ACCESS, caller_of=sharing.by_metadata, turns=turns)
         decode = pool.decode if pool else decode_here(settings, manifest)
         pipeline = build_pipeline(settings, manifest, runtime, decode, server.fail)
 
@@ -151,6 +153,7 @@ def build_pipeline(
             settings.queue_bytes,
             max_seconds=settings.queue_seconds,
             bulk_share=settings.bulk_share,
+            caller_share=settings.caller_share,
         ),
         decode,
         Batcher(
@@ -204,6 +207,10 @@ def describe_limits(settings: EmbedderSettings) -> embedder_pb2.Limits:
         max_batch_images=settings.max_batch_images,
         max_message_bytes=settings.max_message_bytes,
         max_stream_in_flight=settings.max_stream_in_flight,
+        max_metadata_bytes=settings.max_metadata_bytes,
+        max_caller_calls=settings.max_caller_rpcs,
+        request_seconds=settings.request_timeout,
+        stream_idle_seconds=settings.stream_idle_timeout,
     )
 
 

@@ -22,7 +22,7 @@ from embedder_service.batcher import Batcher
 from embedder_service.decoders import Decoders
 from embedder_service.jobs import DECODE, QUEUE, RUN, Job, Outcome, Vector, Waiter
 from embedder_service.lanes import Lane
-from service_kit import tracing
+from service_kit import sharing, tracing
 from service_kit.errors import DeadlineExceeded, InvalidArgument, ServiceError
 
 __all__ = ["Lane", "Pipeline", "Stages", "Vector"]
@@ -67,8 +67,8 @@ class Pipeline:
         self._decoders = Decoders(decode, batcher, decode_threads)
         self._max_image_bytes = max_image_bytes
         # Not settled, and wanted by somebody. By the image itself: nothing else tells for certain that two are equal.
-        # Each lane has its own: nobody in a hurry waits for bulk work.
-        self._jobs: dict[tuple[Lane, bytes], Job] = {}
+        # Each lane and caller has its own: nobody in a hurry waits for bulk work, and nobody in another one's line.
+        self._jobs: dict[tuple[Lane, str, bytes], Job] = {}
         self._loop = asyncio.get_running_loop()
         metrics.QUEUE_DEPTH.set_function(lambda: admission.images)
 
@@ -202,12 +202,13 @@ class Pipeline:
             metrics.EXPIRED.labels("admit").inc()
             waiter.expire()
         else:
-            job = self._jobs.get((lane, image))
+            key = (lane, sharing.caller(), image)
+            job = self._jobs.get(key)
             if job is not None:
                 metrics.DEDUPLICATED.inc()
                 waiter.join(job)
             else:
-                job = self._jobs[lane, image] = Job(lane, image, self._loop, self._settled)
+                job = self._jobs[key] = Job(*key, self._loop, self._settled)
                 waiter.join(job)
                 self._decoders.put(job)
 
@@ -235,7 +236,7 @@ class Pipeline:
         """Counts what became of an image. What nobody waits for any more is not worked on."""
         _OUTCOMES.get(waiter.leave(), _FAILED).inc()
         job = waiter.job
-        if job and not job.waiters and self._jobs.get((job.lane, job.image)) is job:
+        if job and not job.waiters and self._jobs.get(_key(job)) is job:
             self._forget(job)
             metrics.EXPIRED.labels(job.stage).inc()
             self._decoders.discard(job)
@@ -243,8 +244,12 @@ class Pipeline:
 
     def _forget(self, job: Job) -> None:
         """The next image like this one is a new job."""
-        if self._jobs.get((job.lane, job.image)) is job:
-            del self._jobs[job.lane, job.image]
+        if self._jobs.get(_key(job)) is job:
+            del self._jobs[_key(job)]
+
+
+def _key(job: Job) -> tuple[Lane, str, bytes]:
+    return job.lane, job.caller, job.image
 
 
 def _tell(waiters: Sequence[Waiter], stages: Stages | None) -> None:

@@ -62,6 +62,9 @@ class EmbedderSettings(ServerSettings):
         5.0, "Seconds of work, by the speed measured, that interactive images may find before them.", min=0
     )
     bulk_share: float = setting(0.75, "Share of the queue's images and bytes that bulk work may hold, up to 1.", min=0)
+    caller_share: float = setting(
+        0.5, "Share of the queue's images and bytes that one caller may hold while there are others, up to 1.", min=0
+    )
     max_image_bytes: int = setting(16 << 20, "Largest encoded image accepted, in bytes.", min=1 << 10)
     max_image_pixels: int = setting(
         DEFAULT_MAX_PIXELS, "Largest image accepted, in pixels; a decoder takes up to 12 bytes for each.", min=1
@@ -99,8 +102,9 @@ def validate(settings: EmbedderSettings) -> None:
     Raises:
         InvalidArgument: a request within one limit could never pass another one.
     """
-    if settings.bulk_share > 1:
-        raise InvalidArgument(f"bulk_share={settings.bulk_share} is above 1, which is all of the queue")
+    for name in ("bulk_share", "caller_share"):
+        if (share := getattr(settings, name)) > 1:
+            raise InvalidArgument(f"{name}={share} is above 1, which is all of the queue")
     for smaller, value, larger, limit in (
         (
             "max_batch_images",

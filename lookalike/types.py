@@ -155,6 +155,10 @@ class EmbedderLimits:
     max_batch_images: int
     max_message_bytes: int
     max_stream_in_flight: int
+    max_metadata_bytes: int
+    max_caller_calls: int
+    request_seconds: float
+    stream_idle_seconds: float
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,15 @@ class SearchLimits:
     max_source_bytes: int
     max_filter_bytes: int
     max_message_bytes: int
+    max_filter_depth: int
+    max_attributes_depth: int
+    max_output_attributes: int
+    max_name_bytes: int
+    max_tenant_bytes: int
+    max_metadata_bytes: int
+    max_caller_calls: int
+    request_seconds: float
+    stream_idle_seconds: float
 
 
 @dataclass(frozen=True)

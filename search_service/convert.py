@@ -14,6 +14,10 @@ from lookalike.values import from_fields, to_fields
 from search_service import filters
 from search_service.filling import FillItem
 from search_service.filters import Filter
+from search_service.milvus_catalog import MAX_DIMENSION
+from search_service.milvus_rows import MAX_ATTRIBUTES_BYTES
+from search_service.milvus_schema import MAX_SOURCE_BYTES
+from search_service.naming import MAX_ID_BYTES
 from search_service.records import (
     ALL_BUT_VECTOR,
     CollectionState,
@@ -44,7 +48,12 @@ _STATES: dict[Role, pb.VersionState.ValueType] = {
     "filling": pb.VERSION_STATE_FILLING,
     "retired": pb.VERSION_STATE_RETIRED,
 }
+MAX_OUTPUT_ATTRIBUTES = 256
 _SCAN_BYTES = 1 << 20
+# What is far too large is refused before it is converted, which takes longer than anything else. A value is at most so
+# many times longer in a message than as JSON.
+_MOST_PER_BYTE = 4
+_MAX_ITEM_BYTES = _MOST_PER_BYTE * MAX_ATTRIBUTES_BYTES + MAX_SOURCE_BYTES + MAX_ID_BYTES + 64
 _OUTCOMES = {
     "stored": pb.UPSERT_OUTCOME_STORED,
     "unchanged": pb.UPSERT_OUTCOME_UNCHANGED,
@@ -78,11 +87,20 @@ def item_from(message: pb.UpsertItem) -> Item | InvalidArgument:
     """Returns a row to be stored, or what is wrong with it."""
     match message.WhichOneof("content"):
         case "image":
-            content: bytes | Embedding = message.image
+            content: bytes | Embedding | InvalidArgument = message.image
+            size = len(message.image)
         case "vector":
             content = _vector_from(message.vector)
+            size = message.vector.ByteSize()
         case _:
-            return InvalidArgument(f"item {message.id!r} has no content: set image or vector")
+            return InvalidArgument(f"item {message.id[:80]!r} has no content: set image or vector")
+    if isinstance(content, InvalidArgument):
+        return content
+    if (rest := message.ByteSize() - size) > _MAX_ITEM_BYTES:
+        return InvalidArgument(
+            f"item {message.id[:80]!r} has {rest} bytes beside its content: its attributes may have "
+            f"{MAX_ATTRIBUTES_BYTES} as JSON, its source {MAX_SOURCE_BYTES} and its id {MAX_ID_BYTES}"
+        )
     return Item(message.id, content, from_fields(message.attributes), message.source)
 
 
@@ -127,12 +145,12 @@ def query_from(message: pb.Query) -> Query | InvalidArgument:
             return InvalidArgument("the query is empty: set image, vector or id")
 
 
-def params_from(message: pb.SearchParams) -> SearchParams:
+def params_from(message: pb.SearchParams, max_filter_bytes: int) -> SearchParams:
     """Returns how to search."""
     return SearchParams(
         top_k=message.top_k if message.HasField("top_k") else DEFAULT_TOP_K,
         offset=message.offset,
-        filter=filter_from(message.filter),
+        filter=filter_from(message.filter, max_filter_bytes),
         min_similarity=message.min_similarity if message.HasField("min_similarity") else None,
         max_similarity=message.max_similarity if message.HasField("max_similarity") else None,
         ef=message.ef if message.HasField("ef") else None,
@@ -144,22 +162,33 @@ def params_from(message: pb.SearchParams) -> SearchParams:
     )
 
 
-def filter_from(message: pb.Filter) -> Filter | None:
-    """Returns a filter, or None where every row is meant."""
+def filter_from(message: pb.Filter, max_bytes: int) -> Filter | None:
+    """Returns a filter, or None where every row is meant; one of at most so many bytes, which are counted later."""
     if not message.expression and not message.values:
         return None
+    if (size := message.ByteSize()) > _MOST_PER_BYTE * max_bytes:
+        raise InvalidArgument(f"filter has {size} bytes as a message, of more than {max_bytes} as text: shorten it")
     # Objects, which a filter has no place for, are refused when it is rendered.
     return Filter(message.expression, cast(dict[str, filters.Value], from_fields(message.values)))
 
 
 def output_from(message: pb.OutputFields) -> tuple[OutputField, ...]:
-    """Returns the fields to fetch; which of the attributes are wanted, `records_to` picks."""
+    """Returns the fields to fetch; which of the attributes are wanted, `record_to` picks."""
+    if len(message.attributes) > MAX_OUTPUT_ATTRIBUTES:
+        raise InvalidArgument(
+            f"{len(message.attributes)} attributes are named for the reply: name at most {MAX_OUTPUT_ATTRIBUTES}, or "
+            "none for all"
+        )
     left_out = ("attributes",) if message.omit_attributes else ()
     fields = tuple(name for name in ALL_BUT_VECTOR if name not in left_out)
     return (*fields, "vector") if message.include_vector else fields
 
 
-def _vector_from(message: pb.Vector) -> Embedding:
+def _vector_from(message: pb.Vector) -> Embedding | InvalidArgument:
+    if len(message.values) > MAX_DIMENSION:
+        return InvalidArgument(
+            f"a vector has {len(message.values)} components: collections have at most {MAX_DIMENSION}"
+        )
     return Embedding(np.array(message.values, dtype=np.float32), message.model_fingerprint)
 
 

@@ -21,7 +21,7 @@ from search_service.embedder_connection import EmbedderConnection
 from search_service.metrics import upstream
 from search_service.records import Embedding, VectorSpace
 from search_service.retries import Failed, Failure, Retries
-from service_kit import calls, tracing
+from service_kit import calls, sharing, tracing
 from service_kit.errors import DeadlineExceeded, InvalidArgument, ServiceError, Unavailable
 from service_kit.status import from_rpc_error, from_status
 
@@ -97,7 +97,7 @@ class EmbedderClient:
         try:
             with tracing.client_span(_SERVICE, method):
                 rpc = getattr(self._connection.stub, method)
-                metadata = calls.outgoing_metadata() + self._connection.metadata()
+                metadata = (*calls.outgoing_metadata(), *sharing.outgoing_metadata(), *self._connection.metadata())
                 reply = await rpc(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             failure = Failure(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
 
 from lookalike.search.v1 import search_pb2_grpc
 from lookalike.security import Security
+from search_service import milvus_local
 from search_service.embedder_client import EmbedderClient
 from search_service.embedders import Embedders, targets
 from search_service.milvus_security import Security as MilvusSecurity
@@ -36,6 +38,7 @@ def store_of(settings: SearchSettings) -> MilvusStore:
         joined_queries=settings.max_joined_queries,
         max_filter_bytes=settings.max_filter_bytes,
         max_filter_depth=settings.max_filter_depth,
+        max_collections=settings.max_collections,
     )
 
 
@@ -56,7 +59,9 @@ async def serve(settings: SearchSettings) -> int:
         aclosing(Embedders(clients)) as embedders,
         aclosing(SearchService(store, embedders, settings)) as service,
     ):
-        server = Server(settings, ACCESS)
+        # Callers wait for a server more than they keep us busy; Milvus Lite works in this process.
+        turns = (os.cpu_count() or 1) if milvus_local.is_local(settings.milvus_uri) else 16
+        server = Server(settings, ACCESS, turns=turns)
         service.start(server.draining)
         rpc = SearchRpc(service, settings, str(store.backend), server.draining)
         search_pb2_grpc.add_SearchServiceServicer_to_server(rpc, server.grpc)

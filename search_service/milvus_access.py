@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 from search_service import metrics
 from search_service.milvus_connection import Call, MilvusConnection
 from search_service.milvus_flusher import Flusher
+from service_kit import sharing
 from service_kit.errors import DeadlineExceeded
+from service_kit.fair import Slots
 
 T = TypeVar("T")
 
@@ -25,10 +27,10 @@ _FLUSH_ROWS = 5_000
 
 
 class Gate:
-    """Lets in any number of readers, or one writer, in the order in which they come."""
+    """Lets in any number of readers, or one writer, in the turn of the callers: each one's in the order they come."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
+        self._turn = Slots(1)
         self._readers = 0
         self._no_readers = asyncio.Event()
         self._no_readers.set()
@@ -36,7 +38,7 @@ class Gate:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
         """Holds the gate as one of the readers."""
-        async with self._turn:
+        async with self._turn.held(sharing.caller()):
             self._readers += 1
             self._no_readers.clear()
         try:
@@ -49,7 +51,7 @@ class Gate:
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
         """Holds the gate alone."""
-        async with self._turn:
+        async with self._turn.held(sharing.caller()):
             await self._no_readers.wait()
             yield
 

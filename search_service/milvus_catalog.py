@@ -39,8 +39,9 @@ class Catalog:
     backend: Backend
     """What Milvus there is; known once the store is open."""
 
-    def __init__(self, connection: MilvusConnection, access: Access) -> None:
+    def __init__(self, connection: MilvusConnection, access: Access, max_collections: int) -> None:
         self._connection = connection
+        self._max_collections = max_collections
         self._access = access
         self._defining = asyncio.Lock()
         self._serving: dict[str, tuple[CollectionVersion, float]] = {}
@@ -63,13 +64,14 @@ class Catalog:
         Raises:
             AlreadyExists: there is a collection of that name.
             InvalidArgument: a name, fingerprint, dimension or index that is not allowed.
+            FailedPrecondition: there are as many collections as there may be.
             Unimplemented: this Milvus does not have that type of index.
         """
         check_collection_name(name)
         async with self._defining:
             await self._require_absent(name, deadline)
             # A version without an alias is what an earlier attempt left that did not come to its end.
-            number = max((await self._physical_names(deadline))[name], default=0) + 1
+            number = max((await self._names_with_room(name, deadline))[name], default=0) + 1
             version = await self._create(name, number, space, index, multi_tenant, deadline)
             await self._point_alias(version, deadline)
             return version
@@ -91,7 +93,7 @@ class Catalog:
         check_collection_name(name)
         async with self._defining:
             await self._require_absent(name, deadline)
-            for physical in (await self._physical_names(deadline))[name].values():
+            for physical in (await self._names_with_room(name, deadline))[name].values():
                 await self._drop(physical, deadline)
             return await self._create(name, 1, space, index, multi_tenant, deadline)
 
@@ -256,6 +258,15 @@ class Catalog:
 
         # It may build indexes, so it gets all the time there is.
         await self._connection.call("load", load, deadline, attempt_seconds=deadline - time.monotonic())
+
+    async def _names_with_room(self, name: str, deadline: float) -> defaultdict[str, dict[int, str]]:
+        """As `_physical_names`, where one more collection may be created."""
+        names = await self._physical_names(deadline)
+        if name not in names and len(names) >= self._max_collections:
+            raise FailedPrecondition(
+                f"there are {len(names)} collections, and may be {self._max_collections}: delete one, or use tenants"
+            )
+        return names
 
     async def _physical_names(self, deadline: float) -> defaultdict[str, dict[int, str]]:
         """The physical names of all versions, by name and number."""

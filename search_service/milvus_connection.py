@@ -1,5 +1,7 @@
 """The connection to Milvus: every call in a thread of its own, with a timeout, retried while that can help.
 
+Callers take turns for the threads.
+
 While a server gives no answer a circuit has calls fail at once, before they take a thread. Milvus Lite, in this very
 process, has none.
 
@@ -16,6 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -27,8 +30,9 @@ from search_service.circuit import SUSPICIOUS_SECONDS, Circuit
 from search_service.milvus_errors import translate
 from search_service.milvus_security import Security
 from search_service.retries import Failed, Failure, Retries
-from service_kit import tracing
+from service_kit import sharing, tracing
 from service_kit.errors import Broken, DeadlineExceeded, FailedPrecondition, Unavailable
+from service_kit.fair import Slots
 
 T = TypeVar("T")
 # pymilvus has no types.
@@ -72,6 +76,7 @@ class MilvusConnection:
         self._connect_timeout = connect_timeout
         self._call_timeout = call_timeout
         self._threads = threads
+        self._slots = Slots(threads)
         self._retries = Retries(_UPSTREAM, attempts)
         self._circuit: Circuit | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -191,7 +196,6 @@ class MilvusConnection:
         client = self._client
 
         def run() -> T:
-            metrics.MILVUS_CALLS_WAITING.dec()
             with metrics.MILVUS_THREADS_BUSY.track_inprogress():
                 # Waiting for a thread has taken its part of the time.
                 return call(client, max(_LEAST_TIMEOUT_SECONDS, end - time.monotonic()))
@@ -199,10 +203,9 @@ class MilvusConnection:
         try:
             # The pool may be full of calls that hang, so waiting for a thread is bounded too.
             async with asyncio.timeout(seconds):
-                metrics.MILVUS_CALLS_WAITING.inc()
-                future = pool.submit(run)
-                future.add_done_callback(_forget_if_never_begun)
-                return await asyncio.wrap_future(future)
+                with metrics.MILVUS_CALLS_WAITING.track_inprogress():
+                    await self._slots.acquire(sharing.caller())
+                return await asyncio.wrap_future(self._submit(pool, run))
         except TimeoutError as error:
             message = f"Milvus at {self.uri} did not answer the {operation} within {seconds:.1f} s: allow more time"
             raise Failed(Failure(DeadlineExceeded(message), retriable=True, unanswered=True)) from error
@@ -211,6 +214,22 @@ class MilvusConnection:
             if failure is None:
                 raise
             raise Failed(failure) from error
+
+    def _submit(self, pool: ThreadPoolExecutor, run: Callable[[], T]) -> Future[T]:
+        """Runs a call in a thread, and frees its slot when that ends, however long after its caller has left."""
+        loop = asyncio.get_running_loop()
+
+        def free(_: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._slots.release)
+
+        try:
+            future = pool.submit(run)
+        except BaseException:
+            self._slots.release()
+            raise
+        future.add_done_callback(free)
+        return future
 
     async def _probe(self) -> None:
         """Finds out whether the server answers, the coordinator behind its proxy too; raises where it does not."""
@@ -264,8 +283,3 @@ class MilvusConnection:
 
 def _raise(error: Exception) -> NoReturn:
     raise error
-
-
-def _forget_if_never_begun(future: Future[Any]) -> None:
-    if future.cancelled():
-        metrics.MILVUS_CALLS_WAITING.dec()

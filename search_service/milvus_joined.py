@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from search_service.records import Hit, Vector
+from service_kit import sharing
 from service_kit.errors import DeadlineExceeded, ResourceExhausted
+from service_kit.fair import FairQueue
 
 Found: TypeAlias = list[list[Hit]]
 Run: TypeAlias = Callable[[Vector, float], Awaitable[Found]]
@@ -21,6 +22,7 @@ Run: TypeAlias = Callable[[Vector, float], Awaitable[Found]]
 
 @dataclass(slots=True, eq=False)
 class _Caller:
+    name: str
     queries: Vector
     deadline: float
     found: asyncio.Future[Found]
@@ -29,12 +31,14 @@ class _Caller:
 class Joiner:
     """Runs one search of a kind at a time; those of the kind that come meanwhile are the next one, together.
 
+    Where they are too many for one, those who ask take turns.
+
     A search that finds none running starts at once. Each caller waits no longer than its own deadline, and one that
     leaves takes nothing from the others.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[Hashable, deque[_Caller]] = {}
+        self._waiting: dict[Hashable, FairQueue[_Caller]] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
     async def search(self, kind: Hashable, queries: Vector, run: Run, *, most: int, deadline: float) -> Found:
@@ -50,11 +54,10 @@ class Joiner:
         Raises:
             DeadlineExceeded: the hits were not there in time. Besides, what `run` raises.
         """
-        caller = _Caller(queries, deadline, asyncio.get_running_loop().create_future())
-        if kind in self._waiting:
-            self._waiting[kind].append(caller)
-        else:
-            self._waiting[kind] = deque([caller])
+        caller = _Caller(sharing.caller(), queries, deadline, asyncio.get_running_loop().create_future())
+        running = kind in self._waiting
+        self._waiting.setdefault(kind, FairQueue()).put(caller, caller.name)
+        if not running:
             # In a context of its own: it works for many calls, and belongs to the trace of none.
             task = asyncio.create_task(self._serve(kind, run, most), context=contextvars.Context())
             self._running.add(task)
@@ -69,6 +72,7 @@ class Joiner:
         waiting = self._waiting[kind]
         try:
             while callers := _next(waiting, most):
+                sharing.begin(callers[0].name)
                 try:
                     await _answer(callers, run)
                 except ResourceExhausted:  # perhaps their hits were too many for one message
@@ -78,18 +82,18 @@ class Joiner:
             del self._waiting[kind]
 
 
-def _next(waiting: deque[_Caller], most: int) -> list[_Caller]:
-    """Takes the first callers that are still there and have no more than `most` vectors together, or else one."""
+def _next(waiting: FairQueue[_Caller], most: int) -> list[_Caller]:
+    """Takes the next callers that are still there and have no more than `most` vectors together, or else one."""
     callers: list[_Caller] = []
     size = 0
     while waiting:
-        if waiting[0].found.done():  # the caller has left
-            waiting.popleft()
+        if waiting.first().found.done():  # the caller has left
+            waiting.pop()
             continue
-        size += len(waiting[0].queries)
+        size += len(waiting.first().queries)
         if callers and size > most:
             break
-        callers.append(waiting.popleft())
+        callers.append(waiting.pop())
     return callers
 
 

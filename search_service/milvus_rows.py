@@ -18,6 +18,8 @@ from service_kit.errors import FailedPrecondition, InvalidArgument
 EncodedRow: TypeAlias = Mapping[str, Any]  # by Milvus' names of the fields
 
 MAX_ATTRIBUTES_BYTES = 64 << 10
+# protobuf reads messages that nest up to 100 deep: an object in another takes three of it, the longest reply seven.
+MAX_ATTRIBUTES_DEPTH = 30
 # What a row takes besides its vector, attributes and texts, at most.
 _ROW_OVERHEAD_BYTES = 512
 # Milvus' names of the fields, where they differ from ours.
@@ -151,6 +153,10 @@ def _attributes(row: Row) -> str:
     """The attributes as JSON text, so that what was checked is what is sent."""
     if not isinstance(row.attributes, Mapping) or not all(isinstance(key, str) for key in row.attributes):
         raise InvalidArgument(f"the attributes of id {row.id!r} are no JSON object: use string keys")
+    if _deeper(row.attributes, MAX_ATTRIBUTES_DEPTH):
+        raise InvalidArgument(
+            f"the attributes of id {row.id!r} nest deeper than {MAX_ATTRIBUTES_DEPTH}: keep lists and objects flatter"
+        )
     try:
         encoded = json.dumps(dict(row.attributes), ensure_ascii=False, allow_nan=False)
         size = len(encoded.encode())
@@ -161,6 +167,15 @@ def _attributes(row: Row) -> str:
             f"the attributes of id {row.id!r} have {size} bytes, more than {MAX_ATTRIBUTES_BYTES}: keep less"
         )
     return encoded
+
+
+def _deeper(value: Any, most: int) -> bool:
+    """Whether lists and objects nest deeper than this; a value that is neither has depth 0."""
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return False
+    return most == 0 or any(_deeper(inner, most - 1) for inner in value)
 
 
 def _text(row: Row, name: str, text: str, max_bytes: int) -> str:

@@ -8,6 +8,7 @@ from service_kit.errors import InvalidArgument
 
 MAX_ID_BYTES = 512
 MAX_TENANT_BYTES = 128
+MAX_NAME_BYTES = 128
 TENANT_SEPARATOR = "/"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}")
@@ -21,7 +22,7 @@ def check_collection_name(name: str) -> str:
     """Return `name`, or raise InvalidArgument when it is no collection name."""
     if not _NAME.fullmatch(name) or "__" in name:
         raise InvalidArgument(
-            f"collection name {name!r} is not allowed: use 1 to 128 ASCII letters, digits and underscores, "
+            f"collection name {name[:160]!r} is not allowed: use 1 to 128 ASCII letters, digits and underscores, "
             "starting with a letter, without two underscores in a row"
         )
     return name
@@ -31,8 +32,8 @@ def check_fingerprint(fingerprint: str) -> str:
     """Return `fingerprint`, or raise InvalidArgument when it cannot name a vector space."""
     if not _FINGERPRINT.fullmatch(fingerprint):
         raise InvalidArgument(
-            f"model fingerprint {fingerprint!r} is not allowed: use 1 to 128 ASCII letters, digits and any of ':._-', "
-            "starting with a letter or digit; the embedder reports it with every vector"
+            f"model fingerprint {fingerprint[:160]!r} is not allowed: use 1 to 128 ASCII letters, digits and any of "
+            "':._-', starting with a letter or digit; the embedder reports it with every vector"
         )
     return fingerprint
 
@@ -41,11 +42,13 @@ def check_tenant(tenant: str, *, multi_tenant: bool) -> str:
     """Return `tenant`, or raise InvalidArgument: multi-tenant collections need one, and others take none."""
     if not multi_tenant:
         if tenant:
-            raise InvalidArgument(f"the collection is not multi-tenant, but tenant {tenant!r} was given: leave it out")
+            raise InvalidArgument(
+                f"the collection is not multi-tenant, but tenant {tenant[:160]!r} was given: leave it out"
+            )
         return tenant
     if not _TENANT.fullmatch(tenant):
         raise InvalidArgument(
-            f"tenant {tenant!r} is not allowed: the collection is multi-tenant, and a tenant is 1 to 128 ASCII "
+            f"tenant {tenant[:160]!r} is not allowed: the collection is multi-tenant, and a tenant is 1 to 128 ASCII "
             "letters, digits and any of '._-', starting with a letter or digit"
         )
     return tenant

@@ -15,9 +15,9 @@ import grpc
 from lookalike.search.v1 import search_pb2 as pb
 from lookalike.search.v1 import search_pb2_grpc
 from search_service import convert
-from search_service.milvus_rows import MAX_ATTRIBUTES_BYTES
+from search_service.milvus_rows import MAX_ATTRIBUTES_BYTES, MAX_ATTRIBUTES_DEPTH
 from search_service.milvus_schema import MAX_SOURCE_BYTES
-from search_service.naming import MAX_ID_BYTES
+from search_service.naming import MAX_ID_BYTES, MAX_NAME_BYTES, MAX_TENANT_BYTES
 from search_service.records import StoredRow
 from search_service.service import SearchService
 from search_service.settings import SearchSettings
@@ -123,6 +123,7 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
     async def FillCollectionVersion(
         self, request: pb.FillCollectionVersionRequest, context: Context
     ) -> pb.FillCollectionVersionResponse:
+        self._service.check_fill(len(request.items), len(request.surplus_ids), build_index=request.build_index)
         filled = await self._service.fill_version(
             request.name,
             request.tenant,
@@ -139,6 +140,7 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
         return pb.FillCollectionVersionResponse(results=results, deleted_count=filled.deleted)
 
     async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
+        self._service.check_count("items", len(request.items))
         items = [convert.item_from(item) for item in request.items]
         outcomes = await self._service.upsert(
             request.collection,
@@ -189,7 +191,9 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
         deleted = await self._service.delete(
             request.collection,
             request.tenant,
-            list(request.ids.ids) if target == "ids" else convert.filter_from(request.filter),
+            list(request.ids.ids)
+            if target == "ids"
+            else convert.filter_from(request.filter, self._settings.max_filter_bytes),
             deadline=self._deadline(context),
         )
         return pb.DeleteResponse(deleted_count=deleted)
@@ -198,7 +202,7 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
         count = await self._service.count(
             request.collection,
             request.tenant,
-            convert.filter_from(request.filter),
+            convert.filter_from(request.filter, self._settings.max_filter_bytes),
             version_number=convert.version_from(request),
             deadline=self._deadline(context),
         )
@@ -211,7 +215,7 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
         pages = self._service.scan(
             request.collection,
             None if request.all_tenants else request.tenant,
-            convert.filter_from(request.filter),
+            convert.filter_from(request.filter, self._settings.max_filter_bytes),
             convert.output_from(request.output),
             version_number=convert.version_from(request),
             # A scan takes as long as there are rows: without a deadline of its own only its steps have one.
@@ -237,17 +241,18 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
             request.collection,
             request.tenant,
             [convert.query_from(request.query)],
-            convert.params_from(request.params),
+            convert.params_from(request.params, self._settings.max_filter_bytes),
             deadline=self._deadline(context),
         )
         return convert.search_response_to(result, request.params)
 
     async def SearchBatch(self, request: pb.SearchBatchRequest, context: Context) -> pb.SearchBatchResponse:
+        self._service.check_queries(len(request.queries))
         result = await self._service.search(
             request.collection,
             request.tenant,
             [convert.query_from(query) for query in request.queries],
-            convert.params_from(request.params),
+            convert.params_from(request.params, self._settings.max_filter_bytes),
             deadline=self._deadline(context),
         )
         # In a thread: there may be thousands of hits.
@@ -272,6 +277,15 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
             max_source_bytes=MAX_SOURCE_BYTES,
             max_filter_bytes=settings.max_filter_bytes,
             max_message_bytes=settings.max_message_bytes,
+            max_filter_depth=settings.max_filter_depth,
+            max_attributes_depth=MAX_ATTRIBUTES_DEPTH,
+            max_output_attributes=convert.MAX_OUTPUT_ATTRIBUTES,
+            max_name_bytes=MAX_NAME_BYTES,
+            max_tenant_bytes=MAX_TENANT_BYTES,
+            max_metadata_bytes=settings.max_metadata_bytes,
+            max_caller_calls=settings.max_caller_rpcs,
+            request_seconds=settings.request_timeout,
+            stream_idle_seconds=settings.stream_idle_timeout,
         )
 
 

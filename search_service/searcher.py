@@ -116,7 +116,8 @@ class Searcher:
         A stored row is left out of its own hits. Hits out of range or folded make room for the next ones: of each query
         the `max_top_k` most similar rows are looked at, if need be, and no more.
         """
-        self._check(len(queries), params)
+        self.check_queries(len(queries))
+        self._check(params)
         timings = Timings()
         version = await self._store.readable(collection, params.version, deadline=deadline)
         check_tenant(tenant, multi_tenant=version.multi_tenant)
@@ -204,10 +205,13 @@ class Searcher:
 
         return [of(row_id) for row_id in ids]
 
-    def _check(self, queries: int, params: SearchParams) -> None:
+    def check_queries(self, count: int) -> None:
+        """Raises InvalidArgument where a batch has no or too many queries."""
+        if not 1 <= count <= self._settings.max_batch_queries:
+            raise InvalidArgument(f"the request has {count} queries: send 1 to {self._settings.max_batch_queries}")
+
+    def _check(self, params: SearchParams) -> None:
         settings = self._settings
-        if not 1 <= queries <= settings.max_batch_queries:
-            raise InvalidArgument(f"the request has {queries} queries: send 1 to {settings.max_batch_queries}")
         if not 1 <= params.top_k <= settings.max_top_k:
             raise InvalidArgument(f"top_k is {params.top_k}: use 1 to {settings.max_top_k}")
         if params.wanted > settings.max_top_k:

@@ -129,9 +129,7 @@ class SearchService:
         deadline: float,
     ) -> FillResult:
         """Copies rows of the serving version into another one; see `Filler.fill`."""
-        for what, count in (("items", len(items)), ("surplus ids", len(surplus_ids))):
-            if count or not (items or surplus_ids or build_index):
-                self._check_count(what, count)
+        self.check_fill(len(items), len(surplus_ids), build_index=build_index)
         checked = [each if isinstance(each, ServiceError) else self._fault(each.item) or each for each in items]
         return await self._filler.fill(
             name, tenant, number, checked, surplus_ids, build_index=build_index, deadline=deadline
@@ -153,7 +151,7 @@ class SearchService:
         An item that is wrong, or already an error, fails alone. Of several with one id the last good one is stored.
         What is stored is in every version of the collection, as `search_service.writes` tells.
         """
-        self._check_count("items", len(items))
+        self.check_count("items", len(items))
         conditional = range(len(items)) if if_content_changed else ()
         upsert = await self.prepare_upsert(collection, tenant, items, if_content_changed=conditional, deadline=deadline)
         await self.write(upsert, deadline=deadline)
@@ -195,7 +193,7 @@ class SearchService:
         if target is None:
             raise InvalidArgument("the filter is empty and would delete every row: delete the collection instead")
         if not isinstance(target, Filter):
-            self._check_count("ids", len(target))
+            self.check_count("ids", len(target))
         return await self._writer.delete(collection, tenant, target, deadline=deadline)
 
     # ---- Reads
@@ -211,7 +209,7 @@ class SearchService:
         deadline: float,
     ) -> dict[str, StoredRow]:
         """Returns the rows with some ids; ids without a row are left out."""
-        self._check_count("ids", len(ids))
+        self.check_count("ids", len(ids))
         version = await self._store.serving(collection, deadline=deadline)
         return await self._store.get(
             version, ids, output=output, tenant=tenant, read_your_writes=read_your_writes, deadline=deadline
@@ -299,6 +297,17 @@ class SearchService:
             return fault
         return image_fault(item.content, self._settings.max_image_bytes) if isinstance(item.content, bytes) else None
 
-    def _check_count(self, what: str, count: int) -> None:
+    def check_fill(self, items: int, surplus_ids: int, *, build_index: bool) -> None:
+        """Raises InvalidArgument where a request to fill a version asks for nothing, or has too many of one kind."""
+        for what, count in (("items", items), ("surplus ids", surplus_ids)):
+            if count or not (items or surplus_ids or build_index):
+                self.check_count(what, count)
+
+    def check_queries(self, count: int) -> None:
+        """Raises InvalidArgument where a batch has no or too many queries."""
+        self._searcher.check_queries(count)
+
+    def check_count(self, what: str, count: int) -> None:
+        """Raises InvalidArgument where a request has none or too many of something."""
         if not 1 <= count <= self._settings.max_batch_items:
             raise InvalidArgument(f"the request has {count} {what}: send 1 to {self._settings.max_batch_items}")

@@ -50,6 +50,7 @@ class SearchSettings(ServerSettings):
     )
     default_timeout: float = setting(30.0, "Deadline, in seconds, of calls that come without one.", min=0.1)
     max_image_bytes: int = setting(16 << 20, "Largest encoded image, in bytes.", min=1)
+    max_collections: int = setting(1000, "Collections at most: each takes memory, and all are listed at once.", min=1)
     max_batch_items: int = setting(512, "Rows in one Upsert, ids in one Get or Delete, at most.", min=1)
     max_batch_queries: int = setting(64, "Queries in one SearchBatch at most; Milvus takes 1024 at a time.", min=1)
     max_joined_queries: int = setting(

@@ -80,6 +80,7 @@ class MilvusStore(Catalog):
         threads: the most calls at one time.
         joined_queries: vectors of searches that are joined into one call of Milvus, at most; 1 for none.
         max_filter_bytes, max_filter_depth: limits of a caller's filter.
+        max_collections: beyond it none is created.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class MilvusStore(Catalog):
         joined_queries: int = 64,
         max_filter_bytes: int = 65_536,
         max_filter_depth: int = 32,
+        max_collections: int = 1000,
     ) -> None:
         connection = MilvusConnection(
             uri,
@@ -106,7 +108,7 @@ class MilvusStore(Catalog):
             attempts=attempts,
             threads=threads,
         )
-        super().__init__(connection, Access(connection, write_seconds=write_timeout))
+        super().__init__(connection, Access(connection, write_seconds=write_timeout), max_collections)
         self._joiner = Joiner()
         self._joined_queries = joined_queries
         self._max_filter_bytes = max_filter_bytes

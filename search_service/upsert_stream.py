@@ -12,6 +12,7 @@ from search_service import metrics
 from search_service.service import SearchService
 from search_service.settings import SearchSettings
 from search_service.writes import Item, Outcome, PreparedUpsert
+from service_kit import sharing
 from service_kit.errors import InvalidArgument, ServiceError, Unavailable
 from service_kit.streams import until
 
@@ -138,6 +139,7 @@ class _Stream:
                 if isinstance(batch, ServiceError):
                     raise batch
                 preparing = asyncio.create_task(self._next_batch())
+                sharing.begin(sharing.of_tenant(self._target[1]))
                 await self._service.write(batch.upsert, deadline=self._deadline())
                 tasks.create_task(self._acknowledge(batch))
         finally:
@@ -148,6 +150,7 @@ class _Stream:
         items = await self._take()
         if not items:
             return None
+        sharing.begin(sharing.of_tenant(self._target[1]))  # the stream's own tasks are from before it was known
         # What a batch that is being written makes of a row is not known by looking into the database.
         conditional = {
             position

@@ -6,13 +6,17 @@ A message says what was wrong, with which value, and what to do about it.
 
 from __future__ import annotations
 
+MAX_TEXT_BYTES = 1000
+
 
 class ServiceError(Exception):
     """Base of all errors that reach a caller. Never raised itself."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.message = message
+        encoded = message.encode(errors="replace")
+        # It comes back as metadata, twice, of which clients take 8 KiB.
+        self.message = message if len(encoded) <= MAX_TEXT_BYTES else encoded[:MAX_TEXT_BYTES].decode(errors="ignore")
 
 
 class InvalidArgument(ServiceError):

@@ -1,4 +1,4 @@
-"""What happens around every call: named, identified, limited, counted, timed, traced, and its errors made statuses."""
+"""What happens around every call: named, identified, limited, read, timed, traced; its errors made statuses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import Counter, Histogram
 
-from service_kit import calls, identity, status, tracing
+from service_kit import calls, identity, sharing, status, tracing
 from service_kit.access import AccessTable, MethodAccess, Needs
 from service_kit.errors import (
+    DeadlineExceeded,
     Internal,
     InvalidArgument,
     ResourceExhausted,
@@ -28,9 +29,12 @@ from service_kit.errors import (
     Unauthenticated,
     Unimplemented,
 )
+from service_kit.fair import Share, Turns
 from service_kit.identity import Role
 from service_kit.logs import log
 from service_kit.reloading import Reloaded
+from service_kit.settings import ServerSettings
+from service_kit.sharing import CallerOf
 from service_kit.tokens import Tokens
 
 _STARTED = Counter("grpc_server_started_total", "Calls started.", ["grpc_service", "grpc_method"])
@@ -59,20 +63,29 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Guards every call of every service of a server."""
 
-    def __init__(self, max_calls: int, slow_call: float, access: AccessTable, tokens: Reloaded[Tokens] | None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        access: AccessTable,
+        tokens: Reloaded[Tokens] | None,
+        caller_of: CallerOf,
+        turns: int,
+    ) -> None:
         """
         Args:
-            max_calls: calls in progress at most, but for those to health and reflection; others are refused before
-                their request is read.
-            slow_call: seconds from which on a call that is no stream is logged.
+            settings: limits on calls. Those in progress do not count calls to health and reflection; calls beyond are
+                refused before their request is read.
             access: what each method asks of its caller.
             tokens: who calls; None means that nobody is asked.
+            caller_of: names the caller, each of which may have a share of the calls.
+            turns: of one caller while there are others, where the settings do not say.
         """
         self._access = access
         self._tokens = tokens
-        self._max_calls = max_calls
-        self._full = ResourceExhausted(f"the server has {max_calls} calls in progress, its limit", _RETRY_AFTER)
-        self._slow_call = slow_call
+        self._max_calls = settings.max_concurrent_rpcs
+        self._full = ResourceExhausted(f"the server has {self._max_calls} calls in progress, its limit", _RETRY_AFTER)
+        self._settings = settings
+        self._callers = _Callers(settings.max_caller_rpcs, settings.caller_turns or turns, caller_of)
         self._calls = 0
         self._methods: dict[str, _Method] = {}
 
@@ -89,7 +102,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return _unknown(name)
-            method = self._methods[name] = _Method(name, handler, self._access, self._full, self._slow_call)
+            method = self._methods[name] = _Method(
+                name, handler, self._access, self._full, self._settings, self._callers
+            )
         # Before anything else, so that whoever may not call takes nobody's place.
         caller = identity.ANYBODY
         if self._tokens is not None and not method.open:
@@ -114,17 +129,55 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._calls -= 1
 
 
+class _Callers:
+    """Who has how many calls in progress. The place of a call is its task's: it lasts until the reply is written."""
+
+    def __init__(self, most: int, turns: int, caller_of: CallerOf) -> None:
+        self._most = most
+        self._caller_of = caller_of
+        self._share = Share(most)
+        self._turns = Turns(turns)
+
+    async def admit(self, request: Any, context: _Context, *, in_turn: bool) -> None:
+        """Notes who makes a call, and waits for his turn. Raises ResourceExhausted if the caller has too many."""
+        name = self._caller_of(request, context.invocation_metadata() or ())
+        give_back = self._share.take(name)
+        if give_back is None:
+            raise ResourceExhausted(
+                f"caller {name!r} has {self._most} calls in progress, the limit for one: wait for some to end",
+                _RETRY_AFTER,
+            )
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: give_back())
+        sharing.begin(name)
+        if in_turn:
+            await self._turns.acquire(name)
+            task.add_done_callback(lambda _: self._turns.release(name))
+
+
 class _Method:
     """A method's guarded handler, and the one that refuses its calls while the server is `full`; made once."""
 
-    def __init__(self, name: str, handler: Any, access: AccessTable, full: ServiceError, slow_call: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        handler: Any,
+        access: AccessTable,
+        full: ServiceError,
+        settings: ServerSettings,
+        callers: _Callers,
+    ) -> None:
         _, self.service, self.name = name.split("/")
         self.exempt = self.service in _EXEMPT
         self.open = self.service in _OPEN
         needs = _EXEMPT_NEEDS if self.exempt else access.get(self.service, {}).get(self.name)
         self.access = MethodAccess(self.service, self.name, needs)
         streams = handler.request_streaming or handler.response_streaming
-        self.slow = math.inf if self.exempt or streams else slow_call
+        self.slow = math.inf if self.exempt or streams else settings.slow_call
+        self._request_timeout = settings.request_timeout
+        self._idle_timeout = settings.stream_idle_timeout
+        self._callers = callers
         self.started = _STARTED.labels(self.service, self.name)
         self.seconds = _HANDLING.labels(self.service, self.name)
         self.handled = functools.cache(lambda code: _HANDLED.labels(self.service, self.name, status.code_name(code)))
@@ -136,13 +189,15 @@ class _Method:
         return self._guard(_refusing(error))
 
     def _guard(self, handler: Any) -> _Handler:
-        deserialize = handler.request_deserializer
-        names_tenant = self.access.names_tenant and deserialize is not None
+        """Returns a handler that reads requests within the guard, whatever the kind of the call.
+
+        gRPC would wait for a single request for ever, and answer a damaged one with a stack trace in the log.
+        """
 
         def unary(behaviour: Any) -> Any:
-            async def call(request: Any, context: _Context) -> Any:
+            async def call(messages: AsyncIterator[Any], context: _Context) -> Any:
                 async with _Call(self, context):
-                    return await behaviour(received(request), context)
+                    return await behaviour(await self._received(handler, messages, context), context)
 
             return call
 
@@ -152,42 +207,60 @@ class _Method:
             ):  # it writes to the context instead of yielding, as health's Watch
                 return unary(behaviour)
 
-            async def call(request: Any, context: _Context) -> AsyncIterator[Any]:
+            async def call(messages: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
                 async with _Call(self, context):
-                    async for response in behaviour(received(request), context):
+                    async for response in behaviour(await self._received(handler, messages, context), context):
                         yield response
 
             return call
 
-        def received(request: Any) -> Any:
-            """Reads a message within the guard: gRPC answers one that is damaged with a stack trace in the log."""
-            if handler.request_streaming or deserialize is None:
-                return checked(request) if names_tenant and identity.current().tenants is not None else request
-            message = deserialize(request)
-            if names_tenant:
-                self.access.check(message, identity.current())
-            return message
-
-        async def checked(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-            begun = False
-            async for message in messages:
-                self.access.check(message, identity.current(), begun=begun)
-                begun = True
-                yield message
-
-        kinds: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary, unary),
-            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream, stream),
-            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary, unary),
-            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream, stream),
-        }
-        make, behaviour, wrap = kinds[handler.request_streaming, handler.response_streaming]
+        if handler.response_streaming:
+            make, wrapped = grpc.stream_stream_rpc_method_handler, stream(handler.unary_stream or handler.stream_stream)
+        else:
+            make, wrapped = grpc.stream_unary_rpc_method_handler, unary(handler.unary_unary or handler.stream_unary)
         guarded: _Handler = make(
-            wrap(behaviour),
-            request_deserializer=deserialize if handler.request_streaming else None,
+            wrapped,
+            request_deserializer=handler.request_deserializer if handler.request_streaming else None,
             response_serializer=handler.response_serializer,
         )
         return guarded
+
+    async def _received(self, handler: Any, messages: AsyncIterator[Any], context: _Context) -> Any:
+        """Returns the request of a call, or its stream of requests, from a caller who may have one more call."""
+        request = None
+        if not handler.request_streaming:
+            request = await _next(
+                messages, self._request_timeout, "the request did not arrive within {} s: send it faster"
+            )
+            if request is None:
+                raise InvalidArgument(f"the call ended without the request that {self.name} takes")
+            if handler.request_deserializer is not None:
+                request = handler.request_deserializer(request)
+            if self.access.names_tenant:
+                self.access.check(request, identity.current())
+        if not self.exempt:
+            in_turn = not (handler.request_streaming or handler.response_streaming)  # those may last for ever
+            await self._callers.admit(request, context, in_turn=in_turn)
+        return self._stream(messages) if request is None else request
+
+    async def _stream(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Yields the messages of a stream that come in time, and that its caller may send."""
+        late = "no message came for {} s: end a stream that has no more, and begin another one later"
+        begun = False
+        while (message := await _next(messages, self._idle_timeout, late)) is not None:
+            if self.access.names_tenant:
+                self.access.check(message, identity.current(), begun=begun)
+            begun = True
+            yield message
+
+
+async def _next(messages: AsyncIterator[Any], seconds: float, late: str) -> Any:
+    """Returns the next message, or None at the end. Raises DeadlineExceeded if it is late."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await anext(messages, None)
+    except TimeoutError as error:
+        raise DeadlineExceeded(late.format(seconds)) from error
 
 
 class _Call:

@@ -18,7 +18,7 @@ from prometheus_client import start_http_server
 
 from lookalike.addresses import is_local
 from lookalike.channel import KEEPALIVE_SECONDS, PING_TIMEOUT_OPTION
-from service_kit import process
+from service_kit import process, sharing
 from service_kit.access import AccessTable
 from service_kit.certificates import ServerCertificate
 from service_kit.errors import Broken, FailedPrecondition
@@ -28,6 +28,7 @@ from service_kit.interceptor import CallInterceptor
 from service_kit.logs import log
 from service_kit.reloading import Reloaded
 from service_kit.settings import ServerSettings, describe
+from service_kit.sharing import CallerOf
 from service_kit.tokens import Tokens
 
 # Calls beyond the limit that gRPC lets in: those to health and reflection, and those that are just being refused.
@@ -48,11 +49,15 @@ class Server:
             ever stop reading then, finish what they have read and end; what is left after the grace is cut off.
     """
 
-    def __init__(self, settings: ServerSettings, access: AccessTable) -> None:
+    def __init__(
+        self, settings: ServerSettings, access: AccessTable, caller_of: CallerOf = sharing.by_tenant, turns: int = 16
+    ) -> None:
         """
         Args:
             settings: whose files of certificates and tokens are read now.
             access: what each method of the services asks of its caller.
+            caller_of: names whom a call is made for: who may have so many calls in progress, and takes turns.
+            turns: calls of each caller that are worked on at a time while there are several, unless the settings tell.
 
         Raises:
             FailedPrecondition: these files are not what they should be, or others could reach a server without TLS.
@@ -61,14 +66,24 @@ class Server:
         self._certificate = _certificate(settings)
         self._tokens = _tokens(settings)
         self.grpc = grpc.aio.server(
-            interceptors=(CallInterceptor(settings.max_concurrent_rpcs, settings.slow_call, access, self._tokens),),
+            interceptors=(CallInterceptor(settings, access, self._tokens, caller_of, turns),),
             maximum_concurrent_rpcs=settings.max_concurrent_rpcs + _SPARE_CALLS,
             options=(
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
                 # Two servers on one port would each get a part of the calls, silently.
                 ("grpc.so_reuseport", 0),
-                # Clients ping this often where a call takes long; gRPC's own limit is five minutes.
+                ("grpc.max_allowed_incoming_connections", settings.max_connections),
+                ("grpc.max_concurrent_streams", settings.max_connection_rpcs),
+                ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle)),
+                ("grpc.server_handshake_timeout_ms", _milliseconds(settings.handshake_timeout)),
+                # Until a client has acknowledged our limits some of them are those of HTTP/2.
+                ("grpc.http2.settings_timeout", _milliseconds(settings.handshake_timeout)),
+                # The second is the limit, which gRPC wants exceeded by one; between both it would refuse some calls.
+                ("grpc.max_metadata_size", settings.max_metadata_bytes + 1),
+                ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes + 1),
+                # Clients ping this often where a call takes long; gRPC's own limit is five minutes. More than two that
+                # come earlier end the connection.
                 ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
                 # A client behind a dead connection would keep its streams, and their places, for two hours.
                 ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),

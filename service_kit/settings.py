@@ -75,6 +75,32 @@ class ServerSettings:
     max_concurrent_rpcs: int = setting(
         1024, "Calls in progress at most, health checks not counted; others get RESOURCE_EXHAUSTED.", min=1
     )
+    max_caller_rpcs: int = setting(
+        512, "Calls of one caller in progress at most, from its request on; others get RESOURCE_EXHAUSTED.", min=1
+    )
+    caller_turns: int | None = setting(
+        None,
+        "Calls of one caller worked on at a time while there are others, streams not counted; more wait. If unset: of "
+        "an embedder half of what its model takes at a time; of a search service 16, on Milvus Lite one a core.",
+        min=1,
+    )
+    max_connections: int = setting(1024, "Connections at most; others are closed at once.", min=1)
+    max_connection_rpcs: int = setting(
+        1024, "Calls in progress on one connection at most; clients wait before they send others.", min=1
+    )
+    max_connection_idle: float = setting(
+        300.0, "Seconds after which a connection without calls is closed; clients connect anew by themselves.", min=0.1
+    )
+    handshake_timeout: float = setting(10.0, "Seconds that a new connection has to speak HTTP/2, and TLS.", min=0.1)
+    max_metadata_bytes: int = setting(
+        16 << 10, "Metadata of a call at most, in bytes as HTTP/2 counts them: 32 more for each entry.", min=1 << 10
+    )
+    request_timeout: float = setting(
+        30.0, "Seconds that the request of a call may take to arrive; its caller gets DEADLINE_EXCEEDED.", min=0.1
+    )
+    stream_idle_timeout: float = setting(
+        300.0, "Seconds that the server waits for the next message of a stream; as above.", min=0.1
+    )
     reflection: bool = setting(True, "Serve gRPC reflection, so that generic clients work.")
     readiness_interval: float = setting(5.0, "Seconds between two checks that the server can really serve.", min=0.1)
     drain_delay: float = setting(4.0, "Seconds between telling health checks and refusing calls, on SIGTERM.", min=0)

@@ -79,6 +79,10 @@ def model_description(response: pb.GetModelResponse) -> t.ModelDescription:
             max_batch_images=limits.max_batch_images,
             max_message_bytes=limits.max_message_bytes,
             max_stream_in_flight=limits.max_stream_in_flight,
+            max_metadata_bytes=limits.max_metadata_bytes,
+            max_caller_calls=limits.max_caller_calls,
+            request_seconds=limits.request_seconds,
+            stream_idle_seconds=limits.stream_idle_seconds,
         ),
     )
 

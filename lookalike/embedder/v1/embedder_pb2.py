@@ -26,17 +26,17 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$lookalike/embedder/v1/embedder.proto\x12\x15lookalike.embedder.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x11\n\x0fGetModelRequest\"n\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.lookalike.embedder.v1.Model\x12-\n\x06limits\x18\x02 \x01(\x0b\x32\x1d.lookalike.embedder.v1.Limits\"\x80\x03\n\x05Model\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\x10\n\x08\x62\x61\x63kbone\x18\x03 \x01(\t\x12\x16\n\x0eweights_source\x18\x04 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x05 \x01(\t\x12\x14\n\x0cinput_height\x18\x06 \x01(\r\x12\x13\n\x0binput_width\x18\x07 \x01(\r\x12\x16\n\x0e\x66\x65\x61ture_length\x18\x08 \x01(\r\x12\x12\n\npca_images\x18\t \x01(\r\x12 \n\x18\x65xplained_variance_ratio\x18\n \x01(\x01\x12\x0f\n\x07runtime\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\x33\n\tprecision\x18\r \x01(\x0e\x32 .lookalike.embedder.v1.Precision\x12>\n\x10precision_losses\x18\x0e \x03(\x0b\x32$.lookalike.embedder.v1.PrecisionLoss\"\xaa\x01\n\rPrecisionLoss\x12\x33\n\tprecision\x18\x01 \x01(\x0e\x32 .lookalike.embedder.v1.Precision\x12\x18\n\x0bmean_cosine\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12!\n\x14\x61\x63\x63uracy_loss_points\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_mean_cosineB\x17\n\x15_accuracy_loss_points\"\x8e\x01\n\x06Limits\x12\x17\n\x0fmax_image_bytes\x18\x01 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x02 \x01(\x04\x12\x18\n\x10max_batch_images\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12\x1c\n\x14max_stream_in_flight\x18\x05 \x01(\r\"n\n\x0c\x45mbedRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x31\n\x08priority\x18\x02 \x01(\x0e\x32\x1f.lookalike.embedder.v1.Priority\x12\x1c\n\x14\x65xpected_fingerprint\x18\x03 \x01(\t\"_\n\rEmbedResponse\x12\x33\n\tembedding\x18\x01 \x01(\x0b\x32 .lookalike.embedder.v1.Embedding\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"t\n\x11\x45mbedBatchRequest\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\x31\n\x08priority\x18\x02 \x01(\x0e\x32\x1f.lookalike.embedder.v1.Priority\x12\x1c\n\x14\x65xpected_fingerprint\x18\x03 \x01(\t\"d\n\x12\x45mbedBatchResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".lookalike.embedder.v1.EmbedResult\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"t\n\x0b\x45mbedResult\x12\x35\n\tembedding\x18\x01 \x01(\x0b\x32 .lookalike.embedder.v1.EmbeddingH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\xb8\x01\n\x12\x45mbedStreamRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x31\n\x08priority\x18\x03 \x01(\x0e\x32\x1f.lookalike.embedder.v1.Priority\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14\x65xpected_fingerprint\x18\x05 \x01(\t\"|\n\x13\x45mbedStreamResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32\".lookalike.embedder.v1.EmbedResult\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*t\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x11\n\rPRECISION_F32\x10\x01\x12\x12\n\x0ePRECISION_BF16\x10\x02\x12\x11\n\rPRECISION_F16\x10\x03\x12\x12\n\x0ePRECISION_INT8\x10\x04\x32\x8f\x03\n\x0f\x45mbedderService\x12[\n\x08GetModel\x12&.lookalike.embedder.v1.GetModelRequest\x1a\'.lookalike.embedder.v1.GetModelResponse\x12R\n\x05\x45mbed\x12#.lookalike.embedder.v1.EmbedRequest\x1a$.lookalike.embedder.v1.EmbedResponse\x12\x61\n\nEmbedBatch\x12(.lookalike.embedder.v1.EmbedBatchRequest\x1a).lookalike.embedder.v1.EmbedBatchResponse\x12h\n\x0b\x45mbedStream\x12).lookalike.embedder.v1.EmbedStreamRequest\x1a*.lookalike.embedder.v1.EmbedStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$lookalike/embedder/v1/embedder.proto\x12\x15lookalike.embedder.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x11\n\x0fGetModelRequest\"n\n\x10GetModelResponse\x12+\n\x05model\x18\x01 \x01(\x0b\x32\x1c.lookalike.embedder.v1.Model\x12-\n\x06limits\x18\x02 \x01(\x0b\x32\x1d.lookalike.embedder.v1.Limits\"\x80\x03\n\x05Model\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\x10\n\x08\x62\x61\x63kbone\x18\x03 \x01(\t\x12\x16\n\x0eweights_source\x18\x04 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x05 \x01(\t\x12\x14\n\x0cinput_height\x18\x06 \x01(\r\x12\x13\n\x0binput_width\x18\x07 \x01(\r\x12\x16\n\x0e\x66\x65\x61ture_length\x18\x08 \x01(\r\x12\x12\n\npca_images\x18\t \x01(\r\x12 \n\x18\x65xplained_variance_ratio\x18\n \x01(\x01\x12\x0f\n\x07runtime\x18\x0b \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0c \x01(\t\x12\x33\n\tprecision\x18\r \x01(\x0e\x32 .lookalike.embedder.v1.Precision\x12>\n\x10precision_losses\x18\x0e \x03(\x0b\x32$.lookalike.embedder.v1.PrecisionLoss\"\xaa\x01\n\rPrecisionLoss\x12\x33\n\tprecision\x18\x01 \x01(\x0e\x32 .lookalike.embedder.v1.Precision\x12\x18\n\x0bmean_cosine\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12!\n\x14\x61\x63\x63uracy_loss_points\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_mean_cosineB\x17\n\x15_accuracy_loss_points\"\xfa\x01\n\x06Limits\x12\x17\n\x0fmax_image_bytes\x18\x01 \x01(\x04\x12\x18\n\x10max_image_pixels\x18\x02 \x01(\x04\x12\x18\n\x10max_batch_images\x18\x03 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12\x1c\n\x14max_stream_in_flight\x18\x05 \x01(\r\x12\x1a\n\x12max_metadata_bytes\x18\x06 \x01(\r\x12\x18\n\x10max_caller_calls\x18\x07 \x01(\r\x12\x17\n\x0frequest_seconds\x18\x08 \x01(\x01\x12\x1b\n\x13stream_idle_seconds\x18\t \x01(\x01\"n\n\x0c\x45mbedRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x31\n\x08priority\x18\x02 \x01(\x0e\x32\x1f.lookalike.embedder.v1.Priority\x12\x1c\n\x14\x65xpected_fingerprint\x18\x03 \x01(\t\"_\n\rEmbedResponse\x12\x33\n\tembedding\x18\x01 \x01(\x0b\x32 .lookalike.embedder.v1.Embedding\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"t\n\x11\x45mbedBatchRequest\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\x31\n\x08priority\x18\x02 \x01(\x0e\x32\x1f.lookalike.embedder.v1.Priority\x12\x1c\n\x14\x65xpected_fingerprint\x18\x03 \x01(\t\"d\n\x12\x45mbedBatchResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".lookalike.embedder.v1.EmbedResult\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"t\n\x0b\x45mbedResult\x12\x35\n\tembedding\x18\x01 \x01(\x0b\x32 .lookalike.embedder.v1.EmbeddingH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\xb8\x01\n\x12\x45mbedStreamRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x31\n\x08priority\x18\x03 \x01(\x0e\x32\x1f.lookalike.embedder.v1.Priority\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14\x65xpected_fingerprint\x18\x05 \x01(\t\"|\n\x13\x45mbedStreamResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32\".lookalike.embedder.v1.EmbedResult\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*t\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x11\n\rPRECISION_F32\x10\x01\x12\x12\n\x0ePRECISION_BF16\x10\x02\x12\x11\n\rPRECISION_F16\x10\x03\x12\x12\n\x0ePRECISION_INT8\x10\x04\x32\x8f\x03\n\x0f\x45mbedderService\x12[\n\x08GetModel\x12&.lookalike.embedder.v1.GetModelRequest\x1a\'.lookalike.embedder.v1.GetModelResponse\x12R\n\x05\x45mbed\x12#.lookalike.embedder.v1.EmbedRequest\x1a$.lookalike.embedder.v1.EmbedResponse\x12\x61\n\nEmbedBatch\x12(.lookalike.embedder.v1.EmbedBatchRequest\x1a).lookalike.embedder.v1.EmbedBatchResponse\x12h\n\x0b\x45mbedStream\x12).lookalike.embedder.v1.EmbedStreamRequest\x1a*.lookalike.embedder.v1.EmbedStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lookalike.embedder.v1.embedder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=1845
-  _globals['_PRIORITY']._serialized_end=1926
-  _globals['_PRECISION']._serialized_start=1928
-  _globals['_PRECISION']._serialized_end=2044
+  _globals['_PRIORITY']._serialized_start=1953
+  _globals['_PRIORITY']._serialized_end=2034
+  _globals['_PRECISION']._serialized_start=2036
+  _globals['_PRECISION']._serialized_end=2152
   _globals['_EMBEDDING']._serialized_start=120
   _globals['_EMBEDDING']._serialized_end=147
   _globals['_GETMODELREQUEST']._serialized_start=149
@@ -48,21 +48,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRECISIONLOSS']._serialized_start=668
   _globals['_PRECISIONLOSS']._serialized_end=838
   _globals['_LIMITS']._serialized_start=841
-  _globals['_LIMITS']._serialized_end=983
-  _globals['_EMBEDREQUEST']._serialized_start=985
-  _globals['_EMBEDREQUEST']._serialized_end=1095
-  _globals['_EMBEDRESPONSE']._serialized_start=1097
-  _globals['_EMBEDRESPONSE']._serialized_end=1192
-  _globals['_EMBEDBATCHREQUEST']._serialized_start=1194
-  _globals['_EMBEDBATCHREQUEST']._serialized_end=1310
-  _globals['_EMBEDBATCHRESPONSE']._serialized_start=1312
-  _globals['_EMBEDBATCHRESPONSE']._serialized_end=1412
-  _globals['_EMBEDRESULT']._serialized_start=1414
-  _globals['_EMBEDRESULT']._serialized_end=1530
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=1533
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=1717
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=1719
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1843
-  _globals['_EMBEDDERSERVICE']._serialized_start=2047
-  _globals['_EMBEDDERSERVICE']._serialized_end=2446
+  _globals['_LIMITS']._serialized_end=1091
+  _globals['_EMBEDREQUEST']._serialized_start=1093
+  _globals['_EMBEDREQUEST']._serialized_end=1203
+  _globals['_EMBEDRESPONSE']._serialized_start=1205
+  _globals['_EMBEDRESPONSE']._serialized_end=1300
+  _globals['_EMBEDBATCHREQUEST']._serialized_start=1302
+  _globals['_EMBEDBATCHREQUEST']._serialized_end=1418
+  _globals['_EMBEDBATCHRESPONSE']._serialized_start=1420
+  _globals['_EMBEDBATCHRESPONSE']._serialized_end=1520
+  _globals['_EMBEDRESULT']._serialized_start=1522
+  _globals['_EMBEDRESULT']._serialized_end=1638
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=1641
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=1825
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=1827
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1951
+  _globals['_EMBEDDERSERVICE']._serialized_start=2155
+  _globals['_EMBEDDERSERVICE']._serialized_end=2554
 # @@protoc_insertion_point(module_scope)

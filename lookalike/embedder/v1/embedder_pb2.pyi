@@ -276,6 +276,10 @@ class Limits(_message.Message):
     MAX_BATCH_IMAGES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_STREAM_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    MAX_METADATA_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_CALLER_CALLS_FIELD_NUMBER: _builtins.int
+    REQUEST_SECONDS_FIELD_NUMBER: _builtins.int
+    STREAM_IDLE_SECONDS_FIELD_NUMBER: _builtins.int
     max_image_bytes: _builtins.int
     """Bytes of one encoded image."""
     max_image_pixels: _builtins.int
@@ -283,9 +287,17 @@ class Limits(_message.Message):
     max_batch_images: _builtins.int
     """Images in one EmbedBatch."""
     max_message_bytes: _builtins.int
-    """Bytes of one gRPC message."""
+    """Bytes of one gRPC message, unpacked."""
     max_stream_in_flight: _builtins.int
     """Images of one EmbedStream that the server holds at the same time."""
+    max_metadata_bytes: _builtins.int
+    """Bytes of a call's metadata, as HTTP/2 counts them: those of each entry, and 32. Beyond it: RESOURCE_EXHAUSTED."""
+    max_caller_calls: _builtins.int
+    """Calls that one caller may have in progress. Beyond it: RESOURCE_EXHAUSTED."""
+    request_seconds: _builtins.float
+    """Seconds that the request of a call may take to arrive. Beyond it: DEADLINE_EXCEEDED."""
+    stream_idle_seconds: _builtins.float
+    """Seconds that a stream may go without the next message of its caller. Beyond it: DEADLINE_EXCEEDED."""
     def __init__(
         self,
         *,
@@ -294,10 +306,14 @@ class Limits(_message.Message):
         max_batch_images: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
         max_stream_in_flight: _builtins.int = ...,
+        max_metadata_bytes: _builtins.int = ...,
+        max_caller_calls: _builtins.int = ...,
+        request_seconds: _builtins.float = ...,
+        stream_idle_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_images", b"max_batch_images", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_stream_in_flight", b"max_stream_in_flight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch_images", b"max_batch_images", "max_caller_calls", b"max_caller_calls", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_message_bytes", b"max_message_bytes", "max_metadata_bytes", b"max_metadata_bytes", "max_stream_in_flight", b"max_stream_in_flight", "request_seconds", b"request_seconds", "stream_idle_seconds", b"stream_idle_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,6 +46,9 @@ class EmbedderServiceStub:
     metadata `lookalike-timing-<stage>`; the stages are admit, queue, decode, run and total. Of an EmbedBatch they are
     those of the image that was done last; an EmbedStream has none.
 
+    Callers take turns. A service that asks for others names them, one a call, in the metadata `lookalike-caller`: 1 to 256
+    printable ASCII characters, which give no rights.
+
     A call may bring an id of its own as metadata `lookalike-request-id`, up to 128 printable ASCII characters. It stands
     in every log line of the call, and comes back as trailing metadata; a call without one is given one.
     """
@@ -98,6 +101,9 @@ class EmbedderServiceServicer:
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing
     metadata `lookalike-timing-<stage>`; the stages are admit, queue, decode, run and total. Of an EmbedBatch they are
     those of the image that was done last; an EmbedStream has none.
+
+    Callers take turns. A service that asks for others names them, one a call, in the metadata `lookalike-caller`: 1 to 256
+    printable ASCII characters, which give no rights.
 
     A call may bring an id of its own as metadata `lookalike-request-id`, up to 128 printable ASCII characters. It stands
     in every log line of the call, and comes back as trailing metadata; a call without one is given one.
@@ -183,6 +189,9 @@ class EmbedderService:
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing
     metadata `lookalike-timing-<stage>`; the stages are admit, queue, decode, run and total. Of an EmbedBatch they are
     those of the image that was done last; an EmbedStream has none.
+
+    Callers take turns. A service that asks for others names them, one a call, in the metadata `lookalike-caller`: 1 to 256
+    printable ASCII characters, which give no rights.
 
     A call may bring an id of its own as metadata `lookalike-request-id`, up to 128 printable ASCII characters. It stands
     in every log line of the call, and comes back as trailing metadata; a call without one is given one.

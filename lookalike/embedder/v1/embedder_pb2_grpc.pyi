@@ -47,6 +47,9 @@ class EmbedderServiceStub:
     metadata `lookalike-timing-<stage>`; the stages are admit, queue, decode, run and total. Of an EmbedBatch they are
     those of the image that was done last; an EmbedStream has none.
 
+    Callers take turns. A service that asks for others names them, one a call, in the metadata `lookalike-caller`: 1 to 256
+    printable ASCII characters, which give no rights.
+
     A call may bring an id of its own as metadata `lookalike-request-id`, up to 128 printable ASCII characters. It stands
     in every log line of the call, and comes back as trailing metadata; a call without one is given one.
     """
@@ -88,6 +91,9 @@ class EmbedderServiceAsyncStub(EmbedderServiceStub):
     metadata `lookalike-timing-<stage>`; the stages are admit, queue, decode, run and total. Of an EmbedBatch they are
     those of the image that was done last; an EmbedStream has none.
 
+    Callers take turns. A service that asks for others names them, one a call, in the metadata `lookalike-caller`: 1 to 256
+    printable ASCII characters, which give no rights.
+
     A call may bring an id of its own as metadata `lookalike-request-id`, up to 128 printable ASCII characters. It stands
     in every log line of the call, and comes back as trailing metadata; a call without one is given one.
     """
@@ -124,6 +130,9 @@ class EmbedderServiceServicer(metaclass=_abc_1.ABCMeta):
     A call that sends the metadata `lookalike-timings: 1` gets the seconds it spent in each stage back as trailing
     metadata `lookalike-timing-<stage>`; the stages are admit, queue, decode, run and total. Of an EmbedBatch they are
     those of the image that was done last; an EmbedStream has none.
+
+    Callers take turns. A service that asks for others names them, one a call, in the metadata `lookalike-caller`: 1 to 256
+    printable ASCII characters, which give no rights.
 
     A call may bring an id of its own as metadata `lookalike-request-id`, up to 128 printable ASCII characters. It stands
     in every log line of the call, and comes back as trailing metadata; a call without one is given one.

@@ -645,6 +645,15 @@ class Limits(_message.Message):
     MAX_SOURCE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_FILTER_BYTES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_FILTER_DEPTH_FIELD_NUMBER: _builtins.int
+    MAX_ATTRIBUTES_DEPTH_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    MAX_NAME_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_TENANT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_METADATA_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_CALLER_CALLS_FIELD_NUMBER: _builtins.int
+    REQUEST_SECONDS_FIELD_NUMBER: _builtins.int
+    STREAM_IDLE_SECONDS_FIELD_NUMBER: _builtins.int
     max_image_bytes: _builtins.int
     """Bytes of one encoded image."""
     max_batch_items: _builtins.int
@@ -664,7 +673,25 @@ class Limits(_message.Message):
     max_filter_bytes: _builtins.int
     """UTF-8 bytes of a filter, its values included."""
     max_message_bytes: _builtins.int
-    """Bytes of one gRPC message."""
+    """Bytes of one gRPC message, unpacked."""
+    max_filter_depth: _builtins.int
+    """Nesting of brackets in a filter."""
+    max_attributes_depth: _builtins.int
+    """Nesting of lists and objects in a row's attributes; the attributes themselves are the first object."""
+    max_output_attributes: _builtins.int
+    """Names in OutputFields.attributes."""
+    max_name_bytes: _builtins.int
+    """Bytes of a collection's name."""
+    max_tenant_bytes: _builtins.int
+    """Bytes of a tenant's name."""
+    max_metadata_bytes: _builtins.int
+    """Bytes of a call's metadata, as HTTP/2 counts them: those of each entry, and 32. Beyond it: RESOURCE_EXHAUSTED."""
+    max_caller_calls: _builtins.int
+    """Calls that one caller, by identity and tenant, may have in progress. Beyond it: RESOURCE_EXHAUSTED."""
+    request_seconds: _builtins.float
+    """Seconds that the request of a call may take to arrive. Beyond it: DEADLINE_EXCEEDED."""
+    stream_idle_seconds: _builtins.float
+    """Seconds that a stream may go without the next message of its caller. Beyond it: DEADLINE_EXCEEDED."""
     def __init__(
         self,
         *,
@@ -678,10 +705,19 @@ class Limits(_message.Message):
         max_source_bytes: _builtins.int = ...,
         max_filter_bytes: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        max_filter_depth: _builtins.int = ...,
+        max_attributes_depth: _builtins.int = ...,
+        max_output_attributes: _builtins.int = ...,
+        max_name_bytes: _builtins.int = ...,
+        max_tenant_bytes: _builtins.int = ...,
+        max_metadata_bytes: _builtins.int = ...,
+        max_caller_calls: _builtins.int = ...,
+        request_seconds: _builtins.float = ...,
+        stream_idle_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attributes_bytes", b"max_attributes_bytes", "max_batch_items", b"max_batch_items", "max_batch_queries", b"max_batch_queries", "max_ef", b"max_ef", "max_filter_bytes", b"max_filter_bytes", "max_id_bytes", b"max_id_bytes", "max_image_bytes", b"max_image_bytes", "max_message_bytes", b"max_message_bytes", "max_source_bytes", b"max_source_bytes", "max_top_k", b"max_top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attributes_bytes", b"max_attributes_bytes", "max_attributes_depth", b"max_attributes_depth", "max_batch_items", b"max_batch_items", "max_batch_queries", b"max_batch_queries", "max_caller_calls", b"max_caller_calls", "max_ef", b"max_ef", "max_filter_bytes", b"max_filter_bytes", "max_filter_depth", b"max_filter_depth", "max_id_bytes", b"max_id_bytes", "max_image_bytes", b"max_image_bytes", "max_message_bytes", b"max_message_bytes", "max_metadata_bytes", b"max_metadata_bytes", "max_name_bytes", b"max_name_bytes", "max_output_attributes", b"max_output_attributes", "max_source_bytes", b"max_source_bytes", "max_tenant_bytes", b"max_tenant_bytes", "max_top_k", b"max_top_k", "request_seconds", b"request_seconds", "stream_idle_seconds", b"stream_idle_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

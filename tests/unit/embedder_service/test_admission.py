@@ -1,9 +1,11 @@
 import asyncio
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from embedder_service.admission import Admission
 from embedder_service.lanes import Lane
+from service_kit import sharing
 from service_kit.errors import ResourceExhausted
 
 
@@ -23,6 +25,17 @@ def refusal(admission, images, size, lane=Lane.INTERACTIVE):
     with pytest.raises(ResourceExhausted) as caught, admission.admit(lane, images, size):
         pass
     return caught.value
+
+
+@contextmanager
+def caller(name):
+    """Does what follows for a caller."""
+    before = sharing.caller()
+    sharing.begin(name)
+    try:
+        yield
+    finally:
+        sharing.begin(before)
 
 
 def test_places_are_free_again_after_the_reply():
@@ -151,3 +164,90 @@ def test_the_time_to_try_again_has_bounds(clock):
         assert refusal(admission, 1, 10).retry_after == 0.05
         admission.expect(1e6)
         assert refusal(admission, 100, 10).retry_after == 30.0
+
+
+def hold(stack, admission, name, images, size=0, lane=Lane.INTERACTIVE):
+    with caller(name):
+        stack.enter_context(admission.admit(lane, images, size))
+
+
+def test_a_caller_alone_may_hold_all_and_beside_others_its_share():
+    admission = Admission(8, 100, caller_share=0.5)
+    with ExitStack() as stack:
+        hold(stack, admission, "flood", 6)
+        hold(stack, admission, "modest", 1)
+        with caller("flood"):
+            error = refusal(admission, 1, 0)
+        assert "you hold 6 of at most 4 images while others wait, and the request brings 1 more" in error.message
+        assert error.retry_after is not None
+        hold(stack, admission, "modest", 1)
+    with ExitStack() as stack:
+        hold(stack, admission, "flood", 1, 45)
+        hold(stack, admission, "modest", 1, 10)
+        with caller("flood"):
+            assert "you hold 45 of at most 50 bytes" in refusal(admission, 1, 6).message
+            with admission.admit(Lane.INTERACTIVE, 1, 5):
+                pass
+
+
+def test_who_was_refused_counts_as_another_for_a_while(clock):
+    admission = Admission(8, 100, caller_share=0.5, clock=clock)
+    with ExitStack() as stack:
+        with ExitStack() as most:
+            hold(stack, admission, "flood", 4)
+            hold(most, admission, "flood", 4)
+            with caller("modest"):
+                assert "the queue is full" in refusal(admission, 1, 0).message
+        with caller("flood"):  # half of its places are free again, and not for it
+            refusal(admission, 1, 0)
+        hold(stack, admission, "modest", 1)
+    clock.now += 11.0
+    with ExitStack() as stack:
+        hold(stack, admission, "flood", 8)
+
+
+def test_a_request_within_the_limits_is_let_in_by_a_caller_that_holds_nothing_whatever_its_share():
+    admission = Admission(8, 100, caller_share=0.25)
+    with ExitStack() as stack:
+        hold(stack, admission, "others", 1)
+        hold(stack, admission, "batch", 7)
+
+
+def test_the_wait_that_is_bounded_is_a_callers_own(clock):
+    admission = Admission(100, 1000, max_seconds=2.0, clock=clock)
+    measure(admission, clock, 0.5)
+    with ExitStack() as stack:
+        hold(stack, admission, "flood", 5)
+        with caller("flood"):
+            assert "work for 2.5 s" in refusal(admission, 1, 0).message
+        hold(stack, admission, "modest", 1)  # which waits for one of the others, as they take turns
+        hold(stack, admission, "modest", 1)
+        with caller("modest"):
+            assert "work for 2.5 s" in refusal(admission, 1, 0).message  # its own two, and three of the others
+
+
+async def test_a_caller_at_its_share_does_not_hold_up_the_waiting_of_others():
+    admission = Admission(4, 100, caller_share=0.5)
+    with ExitStack() as stack:
+        with ExitStack() as leaving:
+            hold(stack, admission, "flood", 2, lane=Lane.BULK)
+            hold(leaving, admission, "third", 2, lane=Lane.BULK)
+            tasks = []
+            for name in ("flood", "modest"):
+                with caller(name):
+                    tasks.append(asyncio.create_task(admission.wait(Lane.BULK, 1, 1)))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(tasks[1], 10)
+        assert not tasks[0].done()
+        tasks[0].cancel()
+
+
+def test_the_refused_and_the_holding_are_forgotten():
+    admission = Admission(1, 100)
+    with ExitStack() as stack:
+        hold(stack, admission, "holder", 1)
+        for number in range(1500):
+            with caller(str(number)):
+                refusal(admission, 1, 0)
+        assert len(admission._refused) == 1000
+    assert not admission._held

@@ -38,7 +38,7 @@ def submit(batcher, value, within=None, lane=Lane.INTERACTIVE):
             waiter.answer(outcome)
 
     loop = asyncio.get_running_loop()
-    job = Job(lane, b"", loop, settled, pixels=image(value))
+    job = Job(lane, "", b"", loop, settled, pixels=image(value))
     waiter = Waiter(loop.create_future(), None if within is None else time.monotonic() + within)
     job.waiters.append(waiter)
     batcher.put(job)
@@ -142,7 +142,7 @@ async def test_an_image_whose_deadline_has_passed_is_never_run_even_if_no_timer_
 async def test_a_discarded_image_is_never_run(start):
     runtime, batcher = start()
     first = await occupy(runtime, batcher)
-    job = Job(Lane.BULK, b"", asyncio.get_running_loop(), lambda job, outcome: None, pixels=image(1))
+    job = Job(Lane.BULK, "", b"", asyncio.get_running_loop(), lambda job, outcome: None, pixels=image(1))
     batcher.put(job)
     batcher.discard(job)
     runtime.release()

@@ -21,6 +21,18 @@ def test_the_first_lane_goes_first_and_in_each_the_oldest():
     assert len(queue) == 0
 
 
+def test_callers_take_turns_within_a_lane_and_lanes_go_before_turns():
+    queue = LaneQueue()
+    for number in range(100):
+        queue.put(number, Lane.INTERACTIVE, "flood")
+    queue.put("bulk", Lane.BULK, "modest")
+    queue.put("first", Lane.INTERACTIVE, "modest")
+    queue.put("second", Lane.INTERACTIVE, "modest")
+    queue.discard("first", Lane.INTERACTIVE, "modest")
+    assert queue.take(3) == [0, "second", 1]
+    assert queue.take(200)[-1] == "bulk"
+
+
 def test_what_is_discarded_never_comes():
     queue = LaneQueue()
     queue.put(1, Lane.BULK)

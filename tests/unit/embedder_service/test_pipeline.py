@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from embedder_service.admission import Admission
 from embedder_service.batcher import Batcher
 from embedder_service.pipeline import Lane, Pipeline
+from service_kit import sharing
 from service_kit.errors import DeadlineExceeded, Internal, InvalidArgument, ResourceExhausted, Unavailable
 
 
@@ -230,6 +231,32 @@ async def test_interactive_images_overtake_bulk_ones_before_they_are_decoded(sta
     assert kinds(await asyncio.gather(*tasks)) == [1, 2, 3]
     assert decoder.decoded == [1, 3, 2]
     assert runtime.batches == [[1], [3], [2]]
+
+
+async def test_one_who_floods_does_not_keep_another_waiting(start, decoder):
+    runtime, pipeline = start(decode=decoder, images=40)
+    sharing.begin("flood")
+    tasks = [asyncio.create_task(pipeline.embed(png(v))) for v in range(1, 31)]
+    await asyncio.to_thread(decoder.begun.wait, 10)
+    sharing.begin("modest")
+    tasks += [asyncio.create_task(pipeline.embed(png(v))) for v in (101, 102)]
+    await asyncio.sleep(0)
+    decoder.release.set()
+    await asyncio.gather(*tasks)
+    assert decoder.decoded[:5] == [1, 2, 101, 3, 102]
+    assert [value for [value] in runtime.batches][:5] == [1, 2, 101, 3, 102]
+
+
+async def test_equal_images_of_two_callers_do_not_wait_in_one_line(start):
+    runtime, pipeline = start()
+    sharing.begin("flood")
+    tasks = await occupy(runtime, pipeline, 1, 2, 3, 4)
+    sharing.begin("modest")
+    tasks.append(asyncio.create_task(pipeline.embed(png(4))))
+    await asyncio.sleep(0)
+    runtime.release()
+    assert kinds(await asyncio.gather(*tasks)) == [1, 2, 3, 4, 4]
+    assert len(runtime.batches) == 5
 
 
 async def test_no_more_is_decoded_than_the_model_needs_next(start):

@@ -8,7 +8,7 @@ import pytest
 
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from search_service.embedder_client import EmbedderClient
-from service_kit import calls, status
+from service_kit import calls, sharing, status
 from service_kit.errors import ResourceExhausted
 
 KEY = "lookalike-request-id"
@@ -19,11 +19,13 @@ class _Servicer(embedder_pb2_grpc.EmbedderServiceServicer):
 
     def __init__(self):
         self.request_ids = []
+        self.callers = []
         self.refusals = 0
         self.retry_after = 0.01
 
     async def GetModel(self, request, context):  # noqa: N802
         self.request_ids.append([value for key, value in context.invocation_metadata() if key == KEY])
+        self.callers.append([value for key, value in context.invocation_metadata() if key == sharing.CALLER_KEY])
         return embedder_pb2.GetModelResponse(
             model=embedder_pb2.Model(fingerprint="abc", dimension=4), limits=embedder_pb2.Limits(max_batch_images=2)
         )
@@ -60,6 +62,18 @@ async def test_the_request_id_of_a_call_is_passed_on(embedder):
     await asyncio.create_task(call("a-2"))
     await client.space(time.monotonic() + 10)
     assert servicer.request_ids == [["a-1"], ["a-2"], []]
+
+
+async def test_the_embedder_is_told_for_whom_it_is_asked(embedder):
+    client, servicer = embedder
+
+    async def call(caller):
+        sharing.begin(caller)
+        await client.space(time.monotonic() + 10)
+
+    await asyncio.create_task(call("anybody/acme"))
+    await client.space(time.monotonic() + 10)
+    assert servicer.callers == [["anybody/acme"], []]
 
 
 async def test_a_patient_call_waits_for_room_in_the_embedder(embedder):

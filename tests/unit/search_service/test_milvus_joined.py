@@ -10,6 +10,7 @@ from milvus_samples import within
 
 from search_service.milvus_joined import Joiner
 from search_service.records import Hit, StoredRow, Vector
+from service_kit import sharing
 from service_kit.errors import DeadlineExceeded, NotFound, ResourceExhausted, ServiceError
 
 
@@ -70,6 +71,20 @@ async def test_searches_of_other_kinds_run_at_the_same_time() -> None:
     await started(run, 2)
     run.may_end.set()
     assert [found(await task) for task in tasks] == [[1], [2]]
+
+
+async def test_who_asks_for_much_does_not_keep_others_from_the_next_search() -> None:
+    joiner, run = Joiner(), Searching()
+    sharing.begin("flood")
+    tasks = [search(joiner, run, 1)]
+    await started(run)
+    tasks += [search(joiner, run, value) for value in range(2, 12)]
+    sharing.begin("modest")
+    tasks += [search(joiner, run, 20), search(joiner, run, 21)]
+    await asyncio.sleep(0)
+    run.may_end.set()
+    await asyncio.gather(*tasks)
+    assert run.asked == [[1], [2, 20, 3, 21], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 async def test_a_caller_that_leaves_or_runs_out_of_time_harms_no_other() -> None:

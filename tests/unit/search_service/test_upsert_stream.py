@@ -19,20 +19,23 @@ from search_service.settings import SearchSettings
 from search_service.store import MilvusStore
 from search_service.upsert_stream import StreamedItem, upsert_stream
 from search_service.writes import Item, Outcome
+from service_kit import sharing
 from service_kit.errors import InvalidArgument, NotFound, ServiceError, Unavailable
 
 
 class HeldStore(MilvusStore):
-    """A store whose writes of rows can be held up, and which notes the ids of each."""
+    """A store whose writes of rows can be held up, and which notes the ids of each and for whom it is."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self.writes: list[list[str]] = []
+        self.callers: list[str] = []
         self.free = asyncio.Event()
         self.free.set()
 
     async def write(self, version: CollectionVersion, rows: Sequence[EncodedRow], *, deadline: float) -> int:
         self.writes.append([row["id"] for row in rows])
+        self.callers.append(sharing.caller())
         await self.free.wait()
         return await super().write(version, rows, deadline=deadline)
 
@@ -307,3 +310,13 @@ async def test_a_caller_whose_sending_fails_ends_the_stream(start) -> None:
     stream.sent.get = broken
     with pytest.raises(ConnectionResetError):
         await stream.call
+
+
+async def test_a_stream_takes_the_turns_of_its_tenant(store: HeldStore, start: Callable[..., Stream]) -> None:
+    await store.create_collection("shared", SPACE, multi_tenant=True, deadline=within())
+    stream = start()
+    stream.send(1, "a", collection="shared", tenant="acme")
+    stream.end()
+    await stream.call
+    assert stream.results == [(1, "stored")]
+    assert store.callers == ["anybody/acme"]

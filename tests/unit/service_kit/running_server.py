@@ -1,20 +1,26 @@
 """A small server in the process of the tests, and what they ask of it."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
-from contextlib import asynccontextmanager
+import subprocess
+import sys
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
+import small_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
-from small_server import ACCESS, SERVICE, SmallServicer
 
+import service_kit
 from lookalike.channel import connect_aio
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from lookalike.security import PLAINTEXT
+from service_kit import sharing
 from service_kit.server import Server
 from service_kit.settings import ServerSettings
 
@@ -56,14 +62,14 @@ async def ready():
 
 
 @asynccontextmanager
-async def start(check=ready, access=ACCESS, security=PLAINTEXT, **settings):
+async def start(check=ready, access=small_server.ACCESS, security=PLAINTEXT, caller_of=sharing.by_tenant, **settings):
     address, metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     settings = {"drain_delay": 0.0, "readiness_interval": 0.1, "grace": 5.0, **settings}
-    server = Server(ServerSettings(address=address, metrics_address=metrics, **settings), access)
+    server = Server(ServerSettings(address=address, metrics_address=metrics, **settings), access, caller_of)
     release = asyncio.Event()
-    servicer = SmallServicer(release.wait, server.fail)
+    servicer = small_server.SmallServicer(release.wait, server.fail)
     embedder_pb2_grpc.add_EmbedderServiceServicer_to_server(servicer, server.grpc)
-    task = asyncio.create_task(server.run([SERVICE], check))
+    task = asyncio.create_task(server.run([small_server.SERVICE], check))
     async with connect_aio(address, security=security, retry=False) as channel:
         await asyncio.wait_for(channel.channel_ready(), 10)
         running = Running(server, address, metrics, task, servicer, channel, release)
@@ -72,6 +78,34 @@ async def start(check=ready, access=ACCESS, security=PLAINTEXT, **settings):
         finally:
             if not task.done():
                 assert await running.stop() == 0
+
+
+@contextmanager
+def processes():
+    """Starts small servers as processes, and returns each once it has logged the event `until`, if any."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(service_kit.__file__).parents[1])}
+    started = []
+
+    def start(*flags, until="serving", **variables):
+        process = subprocess.Popen(
+            [sys.executable, small_server.__file__, "--log-format=json", "--drain-delay=0", *flags],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**environment, **variables},
+        )
+        started.append(process)
+        events = []
+        while until and (not events or events[-1]["event"] != until):
+            events.append(json.loads(process.stderr.readline()))
+        return process, {name: value for event in events for name, value in event.items()}
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 def watch(running, service=""):

@@ -24,6 +24,7 @@ class SmallServicer(embedder_pb2_grpc.EmbedderServiceServicer):
         self._hold = hold
         self._fail = fail
         self.holding = asyncio.Event()
+        self.held = 0
 
     async def GetModel(self, request, context):
         return embedder_pb2.GetModelResponse()
@@ -49,6 +50,7 @@ class SmallServicer(embedder_pb2_grpc.EmbedderServiceServicer):
             case b"break":
                 self._fail(Broken("the worker is lost"))
             case b"hold":
+                self.held += 1
                 self.holding.set()
                 await self._hold()
         return embedder_pb2.EmbedResponse(model_fingerprint="abc")
