@@ -17,7 +17,7 @@ from lookalike.addresses import is_local
 
 _LOOK_SECONDS = 1.0  # between two looks whether a token's file has changed
 _PREFIX = "LOOKALIKE_"
-_TOKEN = re.compile(r"[!-~]+")
+_TOKEN = re.compile(r"[ -~]+")  # what metadata may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def _metadata(token: str) -> tuple[tuple[str, str], ...]:
     if not token:
         return ()
     if not _TOKEN.fullmatch(token):  # gRPC would refuse the call, and show the token
-        raise ValueError("the token has spaces or other characters that no token has")
+        raise ValueError("the token has characters that are not printable ASCII")
     return (("authorization", f"Bearer {token}"),)
 
 
