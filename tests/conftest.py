@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
@@ -20,6 +21,12 @@ _QUICK = {
     "QUERYCOORD_UPDATENEXTTARGETINTERVAL": "1",
 }
 _SERVER = pytest.StashKey[MilvusServer]()
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> None:
+    """A test finds the level that a new process has, whatever a library or a server of an earlier one has set."""
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 from deploy.docker import pin_images, prove_install
 from deploy.milvus import sizing
@@ -105,9 +106,8 @@ def test_the_command_takes_the_arguments_of_a_job(job: str, monkeypatch: pytest.
     import argparse
 
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
-    text = (ROOT / "deploy" / "k8s" / "jobs" / job / "job.yaml").read_text()
-    block = text.split("          args:\n")[1].split("          resources:\n")[0]
-    command, *arguments = [line.strip().removeprefix("- ").strip('"') for line in block.splitlines()]
+    document = yaml.safe_load((ROOT / "deploy" / "k8s" / "jobs" / job / "job.yaml").read_text())
+    command, *arguments = document["spec"]["template"]["spec"]["containers"][0]["args"]
     parser = argparse.ArgumentParser()
     import_module(f"workbench.commands.{command}").register(parser.add_subparsers())
     parser.parse_args([command, *arguments])

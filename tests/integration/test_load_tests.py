@@ -36,6 +36,11 @@ class _Server:
         self.address = self.process.stdout.readline().strip()
         self._log = log
 
+    def wait_for_a_call(self) -> None:
+        """Waits until the first call has come."""
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "called\n"
+
     def stop(self) -> dict[str, Any]:
         """Ends it and returns what it did."""
         self.process.terminate()
@@ -154,9 +159,10 @@ def _running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_ctrl_c_gives_the_report_of_what_ran(tmp_path: Path) -> None:
-    with _server(tmp_path, "--service-ms", "300") as server:
+    with _server(tmp_path, "--service-ms", "2000") as server:
         command = _command(server, tmp_path, "--rate", "50", "--duration", "60s", "--warm-up", "0")
         with _running(command) as process:
+            server.wait_for_a_call()
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err

@@ -45,6 +45,9 @@ class Timed:
     async def embed(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         args, arrived = self._args, time.monotonic()
         await self._require_token(context)
+        if self._first is None:
+            self._first = arrived
+            print("called", flush=True)
         if args.capacity:
             self._free = max(self._free, arrived) + 1 / args.capacity
             if self._free - arrived > args.queue_ms / 1e3:
@@ -53,7 +56,6 @@ class Timed:
             await asyncio.sleep(self._free - time.monotonic())
         elif args.service_ms:
             await asyncio.sleep(args.service_ms / 1e3)
-        self._first = self._first or arrived
         if args.stall and self.stall is None and arrived - self._first >= args.stall_at:
             self.stall = (time.monotonic(), time.monotonic() + args.stall)
         if self.stall:

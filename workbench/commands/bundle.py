@@ -150,7 +150,8 @@ def _to_check(bundle: Bundle) -> Iterator[tuple[str, str]]:
 def _check(bundle: Bundle, name: str, precision: str) -> bool:
     """Whether a runtime gives the vector in the manifest, and says so."""
     loss = _loss(bundle, name, precision)
-    allowed = _MOST_LOSS if precision == "f32" else _SLACK * bundle.manifest.precisions[precision].max_loss
+    # Nothing is more exact than another runtime in float32.
+    allowed = max(_MOST_LOSS, _SLACK * bundle.manifest.precisions[precision].max_loss)
     verdict = "as it should be" if loss <= allowed else f"WRONG: it should be at least {1 - allowed:.6f}"
     print(f"{f'{name} {precision}':<20}cosine to the vector in the manifest: {1 - loss:.6f}, {verdict}")
     return loss <= allowed

@@ -65,7 +65,7 @@ class Connection:
             ("grpc.enable_retries", 0),
             # A server that comes back is to be found soon.
             ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1000),  # what an attempt to connect may take
             ("grpc.max_reconnect_backoff_ms", 500),
             # Two channels with the same options would share one connection.
             ("grpc.use_local_subchannel_pool", 1),

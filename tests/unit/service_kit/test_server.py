@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import urllib.request
@@ -262,7 +261,6 @@ async def test_a_slow_call_is_logged_with_its_code(start, caplog):
     def slow():
         return [record.fields for record in caplog.records if record.message == "slow call"]
 
-    caplog.set_level(logging.WARNING)  # whatever a library has set before
     async with start(slow_call=0.0) as running:
         assert (await code_of(running.embed(b"full"))).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     # Now that the server has ended: a call is logged after its answer.
