@@ -20,7 +20,7 @@ SECTIONS = ("Meaning", "Impact", "Diagnosis", "Mitigation")
 SEVERITIES = {"page": "page", "ticket": "ticket"}  # the receiver of each
 # Names of metrics that others make, beside those of a scrape itself.
 _EXTERNAL = ("kube_", "DCGM_", "etcd_", "up", "ALERTS")
-_OURS = ("embedder_", "search_", "grpc_server_", "process_")
+_OURS = ("embedder_", "search_", "grpc_server_", "process_", "server_", "tls_")
 
 
 def metrics(tree: Tree) -> dict[str, set[str]]:

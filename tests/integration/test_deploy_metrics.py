@@ -69,7 +69,8 @@ def test_every_metric_that_is_asked_for_is_shown(asked: dict[str, set[str]], sho
 
 
 def test_every_label_that_is_selected_by_is_there(asked: dict[str, set[str]]) -> None:
-    for module in ("embedder_service.metrics", "search_service.metrics", "service_kit.interceptor"):
+    kit = ("service_kit.interceptor", "service_kit.certificates", "service_kit.reloading")
+    for module in ("embedder_service.metrics", "search_service.metrics", *kit):
         import_module(module)  # registers its metrics
     labels = {
         name: set(collector._labelnames)
@@ -97,7 +98,11 @@ def test_promtool_likes_the_metrics(shown: list[str]) -> None:
         done = subprocess.run(
             [TOOLS / "debian/usr/bin/promtool", "check", "metrics"], input=ours, capture_output=True, text=True
         )
-        found = [line for line in done.stderr.splitlines() if line.startswith(("embedder_", "search_", "grpc_"))]
+        found = [
+            line
+            for line in done.stderr.splitlines()
+            if line.startswith(("embedder_", "search_", "grpc_", "server_", "tls_"))
+        ]
         assert found == []
 
 
