@@ -25,6 +25,8 @@ RELEASE_STAMP := $(RELEASE)/installed.stamp
 TEST_STAMPS := $(DEV_STAMP) $(MILVUS_STAMPS) $(DEPLOY_STAMPS)
 IMAGES ?=
 WORKERS ?=
+# Without the limit that other tests have.
+LONG_TEST := $(BIN)/python -m pytest -s -o faulthandler_timeout=0
 # More flags for the command behind a target: run, serve, evaluate, test, the benchmarks.
 ARGS ?=
 LOOKALIKE := $(BIN)/lookalike
@@ -79,18 +81,18 @@ test: $(TEST_STAMPS)  ## Run all tests. WORKERS=3: in three processes, each with
 milvus: $(MILVUS_STAMP)  ## Install the Milvus server that tests run on; make test does so by itself.
 
 fuzz: $(TEST_STAMPS)  ## Send 20,000 hostile images, and 50,000 hostile calls, to real services; make test sends fewer.
-	LOOKALIKE_FUZZ=20000 $(BIN)/python -m pytest -s tests/integration/test_fuzz.py
-	LOOKALIKE_FUZZ_CALLS=50000 $(BIN)/python -m pytest -s tests/integration/test_fuzz_calls.py
+	LOOKALIKE_FUZZ=20000 $(LONG_TEST) tests/integration/test_fuzz.py
+	LOOKALIKE_FUZZ_CALLS=50000 $(LONG_TEST) tests/integration/test_fuzz_calls.py
 
 faults: $(TEST_STAMPS)  ## Hours: the long forms of docs/reliability.md: kill -9, hangs, networks, disks, hostile rows, ingests.
-	LOOKALIKE_CASES=5000 $(BIN)/python -m pytest -s tests/integration/test_hostile_rows.py
-	LOOKALIKE_HANG_SECONDS=30 $(BIN)/python -m pytest -s tests/integration/test_hanging_milvus.py
-	LOOKALIKE_REINDEX_ROWS=20000 $(BIN)/python -m pytest -s tests/integration/test_reindex.py -k "under_load and server"
-	LOOKALIKE_MACHINE_STEPS=1000 $(BIN)/python -m pytest -s tests/integration/test_data_path.py
-	LOOKALIKE_KILLS=20 LOOKALIKE_CRASH_ROWS=50000 $(BIN)/python -m pytest -s tests/integration/test_crash.py
-	LOOKALIKE_INTERRUPTIONS=10 $(BIN)/python -m pytest -s tests/integration/test_ingest_command.py
-	LOOKALIKE_BULK_ROWS=200000 $(BIN)/python -m pytest -s tests/integration/test_bulk_import.py
-	LOOKALIKE_FAULT_SECONDS=15 $(BIN)/python -m pytest -s tests/integration/ -k "test_faulty"
+	LOOKALIKE_CASES=5000 $(LONG_TEST) tests/integration/test_hostile_rows.py
+	LOOKALIKE_HANG_SECONDS=30 $(LONG_TEST) tests/integration/test_hanging_milvus.py
+	LOOKALIKE_REINDEX_ROWS=20000 $(LONG_TEST) tests/integration/test_reindex.py -k "under_load and server"
+	LOOKALIKE_MACHINE_STEPS=1000 $(LONG_TEST) tests/integration/test_data_path.py
+	LOOKALIKE_KILLS=20 LOOKALIKE_CRASH_ROWS=50000 $(LONG_TEST) tests/integration/test_crash.py
+	LOOKALIKE_INTERRUPTIONS=10 $(LONG_TEST) tests/integration/test_ingest_command.py
+	LOOKALIKE_BULK_ROWS=200000 $(LONG_TEST) tests/integration/test_bulk_import.py
+	LOOKALIKE_FAULT_SECONDS=15 $(LONG_TEST) tests/integration/ -k "test_faulty"
 
 lint: $(DEV_STAMP)  ## Check format, style, types, the contract, and that its stubs are up to date.
 	$(BIN)/ruff format --check .
