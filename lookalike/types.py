@@ -323,10 +323,13 @@ class FillResult:
 
     Attributes:
         results: UNCHANGED are rows that the other version has already, and those written or deleted meanwhile.
+        index_built: whether the index that was to be built covers the rows by now; otherwise
+            `CollectionVersion.indexed_row_count` tells when it does.
     """
 
     results: tuple[UpsertResult, ...]
     deleted_count: int
+    index_built: bool
 
 
 @dataclass(frozen=True)

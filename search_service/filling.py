@@ -38,10 +38,11 @@ class FillItem:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FillResult:
-    """What became of each item, and how many surplus rows were deleted."""
+    """What became of each item, how many surplus rows were deleted, and whether an index asked for is built."""
 
     outcomes: Sequence[Outcome]
     deleted: int
+    index_built: bool
 
 
 class Filler:
@@ -78,8 +79,7 @@ class Filler:
         live = await self._store.live(collection, fresh=True, deadline=deadline)
         version = _other(live, number)
         if build_index and not (items or surplus_ids):  # rows may have a tenant, an index has none
-            await self._store.flush(version, deadline=deadline)
-            return FillResult([], 0)
+            return FillResult([], 0, await self._store.flush(version, deadline=deadline))
         check_tenant(tenant, multi_tenant=version.multi_tenant)
         images = {
             n: each.item.content
@@ -94,9 +94,8 @@ class Filler:
             surplus = [row_id for row_id in surplus_ids if row_id not in serving]
             await self._store.write(version, plan.rows, deadline=deadline)
             deleted = await self._store.delete(version, surplus, tenant=tenant, deadline=deadline)
-        if build_index:
-            await self._store.flush(version, deadline=deadline)
-        return FillResult(plan.outcomes, deleted)
+        built = build_index and await self._store.flush(version, deadline=deadline)
+        return FillResult(plan.outcomes, deleted, built)
 
     async def _embedded(
         self, version: CollectionVersion, images: Mapping[int, bytes], deadline: float

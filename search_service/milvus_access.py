@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from search_service import metrics
-from search_service.milvus_connection import Call, MilvusConnection
+from search_service.milvus_connection import Call, Client, MilvusConnection
 from search_service.milvus_flusher import Flusher
 from service_kit import sharing
 from service_kit.errors import DeadlineExceeded
@@ -87,7 +87,18 @@ class Access:
             Unavailable: the server gives no answer, and the write was not begun; or it was, and may be carried out.
         """
         self._connection.require_answers()
-        task = asyncio.create_task(self._in_turn(collection, operation, call, deadline))
+        return await self._carried(self._in_turn(collection, operation, call, deadline), operation, deadline)
+
+    async def flush(self, collection: str, deadline: float) -> None:
+        """Have the rows written so far indexed. Raises as `write` does."""
+        if self._connection.local:
+            await self._carried(self._flusher.flush(collection), "flush", deadline)
+        else:
+            await self.write(collection, "flush", _flush(collection), deadline)
+
+    async def _carried(self, work: Coroutine[Any, Any, T], operation: str, deadline: float) -> T:
+        """Waits until the deadline for work that is carried to its end in any case."""
+        task = asyncio.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._ended)
         try:
@@ -129,9 +140,13 @@ class Access:
 
     async def _flush(self, collection: str) -> None:
         async with self._gates[collection].writing():
-            await self._connection.write(
-                "flush",
-                lambda client, timeout: client.flush(collection, timeout=timeout),
-                time.monotonic() + self._write_seconds,
-                self._write_seconds,
-            )
+            end = time.monotonic() + self._write_seconds
+            await self._connection.write("flush", _flush(collection), end, self._write_seconds)
+
+
+def _flush(collection: str) -> Call[int]:
+    def call(client: Client, timeout: float) -> int:
+        client.flush(collection, timeout=timeout)
+        return 0
+
+    return call

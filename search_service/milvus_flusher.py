@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from service_kit.errors import ServiceError
@@ -22,7 +23,7 @@ class Flusher:
         self._quiet_seconds = quiet_seconds
         self._max_rows = max_rows
         self._waiting: dict[str, int] = {}
-        self._flushing: dict[str, int] = {}
+        self._flushing: Counter[str] = Counter()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
 
@@ -33,7 +34,16 @@ class Flusher:
 
     def waiting(self, collection: str) -> int:
         """How many rows have been written and not been flushed yet."""
-        return self._waiting.get(collection, 0) + self._flushing.get(collection, 0)
+        return self._waiting.get(collection, 0) + self._flushing[collection]
+
+    async def flush(self, collection: str) -> None:
+        """Flush at once. Raises as the flush does."""
+        rows = self._waiting.pop(collection, 0)
+        self._flushing[collection] += rows
+        try:
+            await self._flush(collection)
+        finally:
+            self._flushing[collection] -= rows
 
     async def close(self) -> None:
         """Stop, after the flushes that run. What then waits is flushed by the engine when it closes."""
@@ -50,18 +60,16 @@ class Flusher:
 
     def _start(self, collection: str) -> None:
         self._timers.pop(collection, None)
-        if collection not in self._running:
+        if collection in self._waiting and collection not in self._running:
             self._running[collection] = asyncio.create_task(self._run(collection))
 
     async def _run(self, collection: str) -> None:
-        self._flushing[collection] = self._waiting.pop(collection)
         try:
-            await self._flush(collection)
+            await self.flush(collection)
         except ServiceError as error:
             # Rows are safe without it, only slower to search; the next write tries again.
             _log.warning("could not flush %s: %s", collection, error.message)
         finally:
             del self._running[collection]
-            del self._flushing[collection]
         if collection in self._waiting:
             self._schedule(collection)

@@ -137,7 +137,9 @@ class SearchRpc(search_pb2_grpc.SearchServiceServicer):
             convert.result_to(each.item.id, outcome)
             for each, outcome in zip(request.items, filled.outcomes, strict=True)
         ]
-        return pb.FillCollectionVersionResponse(results=results, deleted_count=filled.deleted)
+        return pb.FillCollectionVersionResponse(
+            results=results, deleted_count=filled.deleted, index_built=filled.index_built
+        )
 
     async def Upsert(self, request: pb.UpsertRequest, context: Context) -> pb.UpsertResponse:
         self._service.check_count("items", len(request.items))

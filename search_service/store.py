@@ -27,7 +27,7 @@ from search_service.filters import Filter, render, string_literal
 from search_service.milvus_access import Access
 from search_service.milvus_calls import Consistency
 from search_service.milvus_catalog import MAX_EF, Catalog
-from search_service.milvus_connection import Client, MilvusConnection
+from search_service.milvus_connection import MilvusConnection
 from search_service.milvus_errors import TooLarge
 from search_service.milvus_exact import Nearest
 from search_service.milvus_features import Backend
@@ -245,14 +245,14 @@ class MilvusStore(Catalog):
                 deleted += count
         return deleted
 
-    async def flush(self, version: CollectionVersion, *, deadline: float) -> None:
-        """Have the index built over the rows written so far: a server leaves them out until it flushes by itself."""
+    async def flush(self, version: CollectionVersion, *, deadline: float) -> bool:
+        """Have the index built over the rows written so far: a server leaves them out until it flushes by itself.
 
-        def flush(client: Client, timeout: float) -> int:
-            client.flush(version.physical_name, timeout=timeout)
-            return 0
-
-        await self._access.write(version.physical_name, "flush", flush, deadline)
+        Returns:
+            whether it is built; a server goes on with that by itself.
+        """
+        await self._access.flush(version.physical_name, deadline)
+        return self._connection.local
 
     async def get(
         self,

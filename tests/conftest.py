@@ -25,7 +25,8 @@ _SERVER = pytest.StashKey[MilvusServer]()
 
 @pytest.fixture(autouse=True)
 def _log_level() -> None:
-    """A test finds the level that a new process has, whatever a library or a server of an earlier one has set."""
+    """A test finds logging as a new process has it, whatever a library or a server of an earlier one has set."""
+    logging.disable(logging.NOTSET)
     logging.getLogger().setLevel(logging.WARNING)
 
 

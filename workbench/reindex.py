@@ -210,11 +210,12 @@ class Filler:
             LookalikeError: a call failed, for good or often enough.
             CommandError: patience ran out.
         """
-        await retries.call(partial(self._client.fill_version, self._name, self._version, (), build_index=True))
-        started = monotonic()
-        end = started + patience
+        fill = partial(self._client.fill_version, self._name, self._version, (), build_index=True)
         with self._show("Indexing", rows) as bar:
-            while True:
+            built = (await retries.call(fill)).index_built
+            started = monotonic()
+            end = started + patience
+            while not built:
                 described = await retries.call(partial(self._client.describe_collection, self._name))
                 versions = {each.version: each for each in described.collection.versions}
                 if (version := versions.get(self._version)) is None:
@@ -223,8 +224,7 @@ class Filler:
                 # Rows may have been deleted meanwhile; but a count is some seconds old.
                 wanted = rows if monotonic() < started + _COUNT_SECONDS else min(rows, version.row_count)
                 if indexed is None or indexed >= wanted:
-                    bar.advance(rows - bar.done)
-                    return
+                    break
                 if indexed > bar.done:
                     end = monotonic() + patience
                 bar.advance(indexed - bar.done)
@@ -234,6 +234,7 @@ class Filler:
                         f"got no further for {patience:g} s. See Milvus' log, and start the same command again"
                     )
                 await asyncio.sleep(_POLL_SECONDS)
+            bar.advance(rows - bar.done)
 
     async def recall(self, sample: Sequence[Key]) -> tuple[float, int]:
         """Searches the version by stored rows, by its index and exactly.

@@ -242,7 +242,8 @@ def upsert_result(message: pb.UpsertResult) -> t.UpsertResult:
 
 
 def fill_result(response: pb.FillCollectionVersionResponse) -> t.FillResult:
-    return t.FillResult(tuple(upsert_result(message) for message in response.results), response.deleted_count)
+    results = tuple(upsert_result(message) for message in response.results)
+    return t.FillResult(results, response.deleted_count, response.index_built)
 
 
 def record(message: pb.Record) -> t.Record:

@@ -1133,8 +1133,11 @@ class FillCollectionVersionResponse(_message.Message):
 
     RESULTS_FIELD_NUMBER: _builtins.int
     DELETED_COUNT_FIELD_NUMBER: _builtins.int
+    INDEX_BUILT_FIELD_NUMBER: _builtins.int
     deleted_count: _builtins.int
     """Number of rows deleted because the serving version lacks them."""
+    index_built: _builtins.bool
+    """Whether the index that was to be built covers those rows by now; otherwise `indexed_row_count` tells when it does."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpsertResult]:
         """One result per item, in the order of the request."""
@@ -1144,10 +1147,11 @@ class FillCollectionVersionResponse(_message.Message):
         *,
         results: _abc.Iterable[Global___UpsertResult] | None = ...,
         deleted_count: _builtins.int = ...,
+        index_built: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_count", b"deleted_count", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_count", b"deleted_count", "index_built", b"index_built", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

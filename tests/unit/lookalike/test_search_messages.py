@@ -69,8 +69,8 @@ def test_rows_of_the_serving_version_go_to_another_one_with_their_time():
     assert (request.name, request.version, request.tenant, list(request.surplus_ids)) == ("photos", 2, "me", ["b"])
     assert (sent.item.id, sent.item.image, sent.update_time) == ("a", b"jpeg", _timestamp())
     stored = pb.UpsertResult(id="a", outcome=pb.UPSERT_OUTCOME_STORED)
-    result = convert.fill_result(pb.FillCollectionVersionResponse(results=[stored], deleted_count=1))
-    assert result == t.FillResult((t.UpsertResult("a", UpsertOutcome.STORED),), 1)
+    result = convert.fill_result(pb.FillCollectionVersionResponse(results=[stored], deleted_count=1, index_built=True))
+    assert result == t.FillResult((t.UpsertResult("a", UpsertOutcome.STORED),), 1, index_built=True)
 
 
 def test_a_version_is_named_only_where_it_was_asked_for():
