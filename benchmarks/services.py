@@ -64,8 +64,8 @@ class Scenarios:
         searches = self._best("search by vector", "search-vector", "--concurrency", "1,8,32", "--recall", "5%")
         self._run("search by image", "search-image", "--rate", f"{images * _ROOM:.1f}", "--recall", "10%")
         self._run("upsert vectors in batches of 100", "upsert-vector", "--batch", "100", "--concurrency", "1,4")
-        # Of ten calls of the mix three carry one image each, and a search by vector costs little beside them.
-        mix = min(images * _ROOM * 10 / 3, searches * _ROOM)
+        # Of ten calls of the mix three carry one image each, and about as much as a search by vector is in all of them.
+        mix = _ROOM * 10 / (3 / images + 10 / searches)
         calls = ("search-image=2", "search-vector=7", "upsert-image=1", "--batch", "1")
         self._run("a mix: 2 of 10 searches by image, 7 by vector, 1 upsert", *calls, "--rate", f"{mix:.1f}")
 
