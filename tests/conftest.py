@@ -24,10 +24,10 @@ _SERVER = pytest.StashKey[MilvusServer]()
 
 
 @pytest.fixture(autouse=True)
-def _log_level() -> None:
-    """A test finds logging as a new process has it, whatever a library or a server of an earlier one has set."""
+def _log_level(caplog: pytest.LogCaptureFixture) -> None:
+    """A test finds the levels of a new process, of pytest's handler, too, whatever a library has set before."""
     logging.disable(logging.NOTSET)
-    logging.getLogger().setLevel(logging.WARNING)
+    caplog.set_level(logging.WARNING)
 
 
 @pytest.fixture
