@@ -146,7 +146,8 @@ class Client(Connection):
             items: the rows; as many as `SearchLimits.max_batch_items`, and no more bytes than `max_message_bytes`.
             surplus_ids: rows to delete from that version alone, unless the serving version has them.
             build_index: has the index built over all rows of that version, which a Milvus server puts off for the
-                newest; `CollectionVersion.indexed_row_count` tells how far it is.
+                newest; if the result does not say that it is built, `CollectionVersion.indexed_row_count` tells how far
+                it is.
         """
         return self._call(calls.fill_version(name, version, items, surplus_ids, tenant, build_index))
 
