@@ -138,8 +138,8 @@ def _measure(
 def _decoding(bundle: Path, isolation: str, images: Sequence[Path], seconds: float, warm_up: float) -> Decoding:
     from embedder_service import main
     from embedder_service.model import bundle as bundles
-    from embedder_service.runtimes.cores import available_cores
     from embedder_service.settings import EmbedderSettings
+    from service_kit.cores import available_cores
 
     settings, manifest = EmbedderSettings(decode_isolation=isolation), bundles.load(bundle).manifest
     files = [path.read_bytes() for path in images]

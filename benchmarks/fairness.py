@@ -1,10 +1,11 @@
-"""`make bench-fairness`: whether one caller who floods leaves another his share. PASS or FAIL for each of two parts.
+"""`make bench-fairness`: whether one caller who floods leaves another his share. PASS or FAIL for each of three parts.
 
-    search      two tenants of the search service, on Milvus Lite, search by image
-    embedder    two callers of the embedder alone
+    by image     two tenants of the search service, on Milvus Lite, search by image
+    by vector    the same on a Milvus server, where one is installed, by vector
+    embedder     two callers of the embedder alone
 
-A modest caller keeps 2 calls in flight, alone, and then beside one with 64. His slowest calls may take twice as long at
-most, and none may fail. No two images are equal. The report, JSON, has the figures of each part.
+A modest caller keeps a few calls in flight, alone, and then beside one with 64. His slowest calls may take twice as
+long at most, and none may fail. No two images are equal. The report, JSON, has the figures of each part.
 """
 
 from __future__ import annotations
@@ -21,27 +22,39 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 
+from benchmarks import milvus_server
 from benchmarks.inputs import add_flags, describe_bundle, find_inputs, run, say
+from benchmarks.milvus_server import MilvusServer
 from benchmarks.summary import latency, surroundings, write_json
 from lookalike import Client, EmbedderClient, Embedding, Item
 from lookalike.embedder.v1 import embedder_pb2
 from lookalike.search.v1 import search_pb2
 from service_kit.sharing import CALLER_KEY
-from workbench.services import running
+from workbench.services import ServerProcess, Services, running
 
 SCHEMA = 1
 FLOOD, MODEST = "flood", "modest"
 MOST_TIMES = 2.0
 _COLLECTION = "shared"
+_SEARCH = "/lookalike.search.v1.SearchService/Search"
 _CALL_SECONDS = 60.0
 _WARM_UP_SECONDS = 2.0
 _ROWS = 500
+
+
+@dataclass(frozen=True)
+class Space:
+    """Whose vectors a collection takes."""
+
+    fingerprint: str
+    dimension: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,21 @@ def searches(images: Sequence[bytes], caller: str) -> tuple[str, Callable[[int],
         query = search_pb2.Query(image=_unlike_others(images, number))
         return search_pb2.SearchRequest(collection=_COLLECTION, tenant=caller, query=query).SerializeToString()
 
-    return "/lookalike.search.v1.SearchService/Search", request, ()
+    return _SEARCH, request, ()
+
+
+def vector_searches(
+    space: Space, images: Sequence[bytes], caller: str
+) -> tuple[str, Callable[[int], bytes], tuple[tuple[str, str], ...]]:
+    """Searches by vector of a tenant, as `searches`."""
+    draw = np.random.default_rng()
+
+    def request(number: int) -> bytes:
+        values = draw.standard_normal(space.dimension, np.float32)
+        query = search_pb2.Query(vector=search_pb2.Vector(values=values, model_fingerprint=space.fingerprint))
+        return search_pb2.SearchRequest(collection=_COLLECTION, tenant=caller, query=query).SerializeToString()
+
+    return _SEARCH, request, ()
 
 
 def embeddings(images: Sequence[bytes], caller: str) -> tuple[str, Callable[[int], bytes], tuple[tuple[str, str], ...]]:
@@ -75,6 +102,8 @@ def closed_loop(
     address: str, kind: Callable[..., Any], paths: Sequence[Path], caller: str, callers: int, s: float
 ) -> Load:
     """Keeps a number of calls in flight for so many seconds, after some to warm up."""
+    if caller == FLOOD:
+        os.nice(19)  # what its client computes would not be on the servers' machine
     path, request, metadata = kind([path.read_bytes() for path in paths], caller)
     milliseconds: list[float] = []
     errors: Counter[str] = Counter()
@@ -100,14 +129,16 @@ def closed_loop(
     return Load(milliseconds, dict(errors))
 
 
-def measure(address: str, kind: Callable[..., Any], paths: Sequence[Path], seconds: float) -> dict[str, Any]:
+def measure(
+    address: str, kind: Callable[..., Any], paths: Sequence[Path], callers: int, seconds: float
+) -> dict[str, Any]:
     """Returns the figures of a part: of the modest caller alone and beside the other, and of that one."""
     spawn = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
     with ProcessPoolExecutor(2, mp_context=spawn) as pool:
-        alone = pool.submit(closed_loop, address, kind, paths, MODEST, 2, seconds).result()
+        alone = pool.submit(closed_loop, address, kind, paths, MODEST, callers, seconds).result()
         flooding = pool.submit(closed_loop, address, kind, paths, FLOOD, 64, seconds + 2 * _WARM_UP_SECONDS)
         time.sleep(_WARM_UP_SECONDS)  # the flood is there before
-        beside = pool.submit(closed_loop, address, kind, paths, MODEST, 2, seconds).result()
+        beside = pool.submit(closed_loop, address, kind, paths, MODEST, callers, seconds).result()
         flood = flooding.result()
     quiet, loud = (latency(np.array(load.milliseconds) / 1e3) for load in (alone, beside))
     return {
@@ -121,17 +152,18 @@ def measure(address: str, kind: Callable[..., Any], paths: Sequence[Path], secon
     }
 
 
-def fill(search: str, embedder: str) -> None:
-    """Creates the collection that both tenants have rows in."""
-    with EmbedderClient(embedder) as client:
+def fill(services: Services) -> Space:
+    """Creates the collection that both tenants have rows in, and returns whose vectors it takes."""
+    with EmbedderClient(services.embedder.addresses.grpc) as client:
         model = client.get_model().model
     vectors = np.random.default_rng(0).standard_normal((_ROWS, model.dimension)).astype(np.float32)
-    with Client(search) as client:
+    with Client(services.search.addresses.grpc) as client:
         client.create_collection(_COLLECTION, multi_tenant=True)
         for tenant in (FLOOD, MODEST):
             items = [Item(str(n), vector=Embedding(vector, model.fingerprint)) for n, vector in enumerate(vectors)]
             for start in range(0, _ROWS, 250):
                 client.upsert(_COLLECTION, items[start : start + 250], tenant=tenant)
+    return Space(model.fingerprint, model.dimension)
 
 
 def _unlike_others(images: Sequence[bytes], number: int) -> bytes:
@@ -145,20 +177,33 @@ def main(argv: Sequence[str]) -> int:
     add_flags(parser, "fairness.json")
     parser.add_argument("--precision", default="auto", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="of each load (default: %(default)s)")
+    parser.add_argument(
+        "--callers", type=int, default=2, metavar="N", help="calls the modest one has in flight (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     images, bundle = find_inputs(args)
-    parts = {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running(bundle.path, Path(folder) / "milvus.db", args.logs, precision=args.precision) as services,
-    ):
-        search, embedder = services.search.addresses.grpc, services.embedder.addresses.grpc
-        fill(search, embedder)
-        for name, address, kind in (("search", search, searches), ("embedder", embedder, embeddings)):
-            say(name)
-            parts[name] = measure(address, kind, images.paths, args.seconds)
-            for what, figure in parts[name].items():
-                print(f"    {what}: {figure}", flush=True)
+    parts: dict[str, Any] = {}
+
+    def part(name: str, server: ServerProcess, kind: Callable[..., Any]) -> None:
+        say(name)
+        parts[name] = measure(server.addresses.grpc, kind, images.paths, args.callers, args.seconds)
+        for what, figure in parts[name].items():
+            print(f"    {what}: {figure}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        with running(bundle.path, Path(folder) / "milvus.db", args.logs, precision=args.precision) as services:
+            fill(services)
+            part("by image", services.search, searches)
+            part("embedder", services.embedder, embeddings)
+        if reason := milvus_server.why_not():
+            say(f"by vector: left out, {reason}")
+        else:
+            milvus = MilvusServer(Path(folder))
+            try:
+                with running(bundle.path, milvus.uri, args.logs, precision=args.precision) as services:
+                    part("by vector", services.search, partial(vector_searches, fill(services)))
+            finally:
+                milvus.kill()
     write_json(
         args.out,
         {
@@ -166,12 +211,13 @@ def main(argv: Sequence[str]) -> int:
             **surroundings(),
             "bundle": describe_bundle(bundle),
             "images": images.describe(),
+            "callers": args.callers,
             "parts": parts,
         },
     )
-    for name, part in parts.items():
-        print(f"{'PASS' if part['passed'] else 'FAIL'}  {name}: p99 {part['p99 times']:.2f} times")
-    return 0 if all(part["passed"] for part in parts.values()) else 1
+    for name, figures in parts.items():
+        print(f"{'PASS' if figures['passed'] else 'FAIL'}  {name}: p99 {figures['p99 times']:.2f} times")
+    return 0 if all(figures["passed"] for figures in parts.values()) else 1
 
 
 if __name__ == "__main__":

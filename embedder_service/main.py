@@ -23,10 +23,10 @@ from embedder_service.model import bundle
 from embedder_service.model.manifest import Manifest
 from embedder_service.pipeline import Pipeline
 from embedder_service.runtimes import Runtime, load_runtime
-from embedder_service.runtimes.cores import available_cores
 from embedder_service.settings import PREFIX, EmbedderSettings, decode_memory, parse_buckets, validate
 from lookalike.embedder.v1 import embedder_pb2, embedder_pb2_grpc
 from service_kit import process, sharing
+from service_kit.cores import available_cores
 from service_kit.errors import Broken
 from service_kit.logs import log
 from service_kit.server import Server

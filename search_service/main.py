@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -18,6 +17,7 @@ from search_service.service import SearchService
 from search_service.settings import PREFIX, SearchSettings
 from search_service.store import MilvusStore
 from service_kit import process
+from service_kit.cores import available_cores
 from service_kit.server import Server
 
 
@@ -59,8 +59,8 @@ async def serve(settings: SearchSettings) -> int:
         aclosing(Embedders(clients)) as embedders,
         aclosing(SearchService(store, embedders, settings)) as service,
     ):
-        # Callers wait for a server more than they keep us busy; Milvus Lite works in this process.
-        turns = (os.cpu_count() or 1) if milvus_local.is_local(settings.milvus_uri) else 16
+        # Milvus Lite works in this process, and the turns of two callers fill it. With a server, calls mostly wait.
+        turns = max(1, available_cores() // 2) if milvus_local.is_local(settings.milvus_uri) else 8
         server = Server(settings, ACCESS, turns=turns)
         service.start(server.draining)
         rpc = SearchRpc(service, settings, str(store.backend), server.draining)

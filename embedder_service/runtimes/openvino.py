@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from embedder_service.model.ov import openvino as ov
 from embedder_service.runtimes.compiled import cache_folder
-from embedder_service.runtimes.cores import physical_cores
 from embedder_service.runtimes.instructions import FASTEST_FIRST, cpu_flags, native_precisions
+from service_kit.cores import physical_cores
 from service_kit.errors import FailedPrecondition, InvalidArgument
 
 # The plugin would otherwise choose bf16 by itself wherever the CPU has it. What INT8 models leave in floating point is

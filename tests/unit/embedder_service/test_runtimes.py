@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,8 @@ from embedder_service.decode import decode
 from embedder_service.model.bundle import pattern_image
 from embedder_service.model.ov import openvino
 from embedder_service.runtimes import load_runtime
-from embedder_service.runtimes.cores import available_cores, physical_cores
 from embedder_service.runtimes.instructions import FASTEST_FIRST, cpu_flags, native_precisions
+from service_kit.cores import physical_cores
 from service_kit.errors import FailedPrecondition, InvalidArgument
 
 ROOT = Path(embedder_service.__file__).parents[1]
@@ -185,36 +184,3 @@ print(sorted({name.partition(".")[0] for name, module in sys.modules.items() if 
     assert "'openvino'" in done.stdout
     for absent in ("tensorflow", "keras", "sklearn", "nncf", "openvino_telemetry"):
         assert f"'{absent}'" not in done.stdout
-
-
-def test_a_cgroup_quota_bounds_the_cores(tmp_path):
-    membership = tmp_path / "cgroup"
-    membership.write_text("0::/pod/container\n")
-    inner = tmp_path / "fs" / "pod" / "container"
-    inner.mkdir(parents=True)
-    (inner / "cpu.max").write_text("max 100000\n")
-    unlimited = available_cores(tmp_path / "fs", membership)
-    assert unlimited >= 1
-    (inner.parent / "cpu.max").write_text("150000 100000\n")
-    assert available_cores(tmp_path / "fs", membership) == 1
-    (inner.parent / "cpu.max").write_text("50000 100000\n")
-    assert available_cores(tmp_path / "fs", membership) == 1
-    (inner.parent / "cpu.max").write_text("99900000 100000\n")
-    assert available_cores(tmp_path / "fs", membership) == unlimited
-
-
-def test_without_cgroups_the_cores_are_those_of_the_machine(tmp_path):
-    assert available_cores(tmp_path, tmp_path / "none") >= 1
-
-
-def test_the_hardware_threads_of_a_core_count_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 4, 5})
-    for cpu, siblings in ((0, "0,4"), (4, "0,4"), (1, "1,5"), (5, "1,5")):
-        folder = tmp_path / f"cpu{cpu}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
-    assert physical_cores(tmp_path) == min(2, available_cores())
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 4})
-    assert physical_cores(tmp_path) == 1
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    assert physical_cores(tmp_path / "none") == min(2, available_cores())
