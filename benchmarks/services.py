@@ -69,6 +69,9 @@ class Scenarios:
         calls = ("search-image=2", "search-vector=7", "upsert-image=1", "--batch", "1")
         self._run("a mix: 2 of 10 searches by image, 7 by vector, 1 upsert", *calls, "--rate", f"{mix:.1f}")
 
+        self._run("embed: three times the limit", "embed", "--rate", f"{3 * images:.1f}", "--timeout", "1s")
+        self._run("search: twice the limit", "search-vector", "--rate", f"{2 * searches:.1f}", "--timeout", "1s")
+
     def _best(self, name: str, *arguments: str) -> float:
         levels = self._run(name, *arguments)["levels"]
         return float(max(level["rates"]["goodput"] for level in levels))

@@ -42,7 +42,8 @@ class Admission:
     """Counts the images and the bytes between admission and reply, and refuses what goes beyond.
 
     Images and bytes bound the memory; the seconds that the interactive images held will take, by the speed measured,
-    bound how long anybody waits. Refusing at once costs a caller less than a wait that ends at its deadline. Bulk work
+    bound how long anybody waits: no longer than allowed, nor than his deadline leaves him. Refusing at once costs a
+    caller less than a wait that ends at its deadline, and nobody else the work that comes too late. Bulk work
     gets a share of the places, so that it always leaves some, and so does a caller while there are others: those that
     hold places, or were refused in the last seconds.
 
@@ -66,7 +67,7 @@ class Admission:
             max_seconds: interactive images are refused while those held before them would take about so long.
             bulk_share: of images and of bytes, how much bulk work may hold; above 0, at most 1.
             caller_share: the same for one caller while there are others; with nothing held, it may bring any request.
-            clock: the time in seconds.
+            clock: the time in seconds, that of deadlines.
         """
         self._max_images = {Lane.INTERACTIVE: max_images, Lane.BULK: int(max_images * bulk_share)}
         self._max_bytes = {Lane.INTERACTIVE: max_bytes, Lane.BULK: int(max_bytes * bulk_share)}
@@ -88,14 +89,17 @@ class Admission:
         return sum(self._images.values())
 
     @contextmanager
-    def admit(self, lane: Lane, images: int, size: int) -> Iterator[None]:
+    def admit(self, lane: Lane, images: int, size: int, deadline: float | None = None) -> Iterator[None]:
         """Holds places for a number of images, `size` bytes together, while the context is open.
+
+        Args:
+            deadline: when nobody waits for interactive images any more.
 
         Raises:
             ResourceExhausted: there are not as many places; `retry_after` is when there should be.
         """
         caller = sharing.caller()
-        if refusal := self._refusal(caller, lane, images, size):
+        if refusal := self._refusal(caller, lane, images, size, deadline):
             reason, error = refusal
             metrics.REJECTED.labels(reason).inc(images)
             self._note_refused(caller)
@@ -138,7 +142,9 @@ class Admission:
             self._seconds_per_image = seconds if known is None else _MEMORY * known + (1 - _MEMORY) * seconds
         self._last_done = now if more else None  # an idle time says nothing about the speed
 
-    def _refusal(self, caller: str, lane: Lane, images: int, size: int) -> tuple[str, ResourceExhausted] | None:
+    def _refusal(
+        self, caller: str, lane: Lane, images: int, size: int, deadline: float | None = None
+    ) -> tuple[str, ResourceExhausted] | None:
         """Why these images cannot be taken now: the limit that is reached, and the error that says so."""
         held_bytes = sum(self._bytes.values())
         for unit, held, wanted, limit in (
@@ -165,15 +171,24 @@ class Admission:
                         f"request brings {wanted} more; try again later or on another server",
                         self._retry_after(len(self._held) * self.images * (held + wanted - limit) / max(1, held)),
                     )
-        seconds = self._ahead(caller, lane) * (self._seconds_per_image or 0.0)
-        most = _FILL * self._max_seconds
-        if lane is Lane.INTERACTIVE and seconds > most:
-            return "seconds", ResourceExhausted(
-                f"the queue is full: it holds work for {seconds:.1f} s, too much for the limit of "
-                f"{self._max_seconds:g} s; try again later or on another server",
-                self._retry_after((seconds - most) / (self._seconds_per_image or 1.0)),
-            )
+        if lane is Lane.INTERACTIVE:
+            return self._too_late(self._ahead(caller, lane) * (self._seconds_per_image or 0.0), deadline)
         return None
+
+    def _too_late(self, seconds: float, deadline: float | None) -> tuple[str, ResourceExhausted] | None:
+        """As `_refusal`, of what has work for so many seconds before it."""
+        left = math.inf if deadline is None else max(0.0, deadline - self._clock())
+        if seconds <= (most := _FILL * min(self._max_seconds, left)):
+            return None
+        if left < self._max_seconds:
+            reason, bound = "deadline", f"the {left:.1f} s that your deadline leaves"
+        else:
+            reason, bound = "seconds", f"the limit of {self._max_seconds:g} s"
+        return reason, ResourceExhausted(
+            f"the queue is full: it holds work for {seconds:.1f} s, too much for {bound}; try again later or on "
+            "another server",
+            self._retry_after((seconds - most) / (self._seconds_per_image or 1.0)),
+        )
 
     def _ahead(self, caller: str, lane: Lane) -> int:
         """Images of this lane that go before the next one of a caller, as callers take turns."""

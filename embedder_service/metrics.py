@@ -13,7 +13,8 @@ IMAGES = Counter(
 )
 REJECTED = Counter(
     "embedder_rejected_images_total",
-    "Images refused because the queue was full of images, of bytes, or of seconds of work.",
+    "Images refused because the queue was full of images, of bytes, or of seconds of work: for all (seconds), for a "
+    "caller's deadline, or for one caller while there are others (share).",
     ["reason"],
 )
 EXPIRED = Counter(

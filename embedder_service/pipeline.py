@@ -92,12 +92,12 @@ class Pipeline:
 
         Raises:
             InvalidArgument: the bytes are no image, are damaged, or exceed a limit.
-            ResourceExhausted: the queue is full.
+            ResourceExhausted: the queue is full, or too long for the deadline.
             DeadlineExceeded: the deadline passed first.
             Internal: the model failed on this image.
             Unavailable: the model fails on every image, or the server is stopping.
         """
-        with nullcontext() if admitted else self._admitted(lane, [image], stages):
+        with nullcontext() if admitted else self._admitted(lane, [image], deadline, stages):
             (outcome,) = await self._outcomes([image], lane, deadline, stages)
         if isinstance(outcome, ServiceError):
             raise outcome
@@ -119,7 +119,7 @@ class Pipeline:
         Raises:
             ResourceExhausted: the queue has no room for all of them; none is embedded.
         """
-        with self._admitted(lane, images, stages):
+        with self._admitted(lane, images, deadline, stages):
             return await self._outcomes(images, lane, deadline, stages)
 
     async def place(self, lane: Lane, size: int, deadline: float | None = None) -> ExitStack:
@@ -159,9 +159,11 @@ class Pipeline:
         await asyncio.to_thread(self._decoders.close)
 
     @contextmanager
-    def _admitted(self, lane: Lane, images: Sequence[bytes], stages: Stages | None) -> Iterator[None]:
+    def _admitted(
+        self, lane: Lane, images: Sequence[bytes], deadline: float | None, stages: Stages | None
+    ) -> Iterator[None]:
         began = time.monotonic()
-        with self._admission.admit(lane, len(images), sum(map(len, images))):
+        with self._admission.admit(lane, len(images), sum(map(len, images)), deadline):
             seconds = time.monotonic() - began
             _SECONDS["admit"].observe(seconds)
             if stages is not None:

@@ -74,6 +74,10 @@ class Server:
                 # Two servers on one port would each get a part of the calls, silently.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_allowed_incoming_connections", settings.max_connections),
+                # Calls come faster than the event loop takes them, one at a time: what waits for it waits in vain when
+                # that takes longer than its deadline, and so does everything behind.
+                ("grpc.server.max_pending_requests", settings.max_pending_rpcs),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * settings.max_pending_rpcs),
                 ("grpc.max_concurrent_streams", settings.max_connection_rpcs),
                 ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle)),
                 ("grpc.server_handshake_timeout_ms", _milliseconds(settings.handshake_timeout)),

@@ -85,8 +85,17 @@ class ServerSettings:
         min=1,
     )
     max_connections: int = setting(1024, "Connections at most; others are closed at once.", min=1)
+    max_pending_rpcs: int = setting(
+        128,
+        "Calls that have come and are not begun: of more, some end as CANCELLED, and of more than twice as many all. A "
+        "call waits as long as the server takes to begin those before it.",
+        min=1,
+    )
     max_connection_rpcs: int = setting(
-        1024, "Calls in progress on one connection at most; clients wait before they send others.", min=1
+        256,
+        "Calls in progress on one connection at most. Clients wait before they send others; what comes all the same, "
+        "since a call ends later here than there, ends as UNAVAILABLE.",
+        min=1,
     )
     max_connection_idle: float = setting(
         300.0, "Seconds after which a connection without calls is closed; clients connect anew by themselves.", min=0.1

@@ -112,6 +112,26 @@ def test_interactive_images_that_would_wait_too_long_are_refused(clock):
         pass
 
 
+def test_interactive_images_that_would_come_after_their_deadline_are_refused(clock):
+    admission = Admission(100, 1000, max_seconds=2.0, clock=clock)
+    measure(admission, clock, 0.1)
+    with admission.admit(Lane.INTERACTIVE, 10, 10, clock.now + 0.5):  # what counts is what was there before
+        with (
+            pytest.raises(ResourceExhausted) as caught,
+            admission.admit(Lane.INTERACTIVE, 1, 1, clock.now + 1.1),
+        ):
+            pass
+        assert "work for 1.0 s, too much for the 1.1 s that your deadline leaves" in caught.value.message
+        assert caught.value.retry_after == pytest.approx(0.065)  # until 0.935 s are left, with the margin
+        with (
+            admission.admit(Lane.INTERACTIVE, 1, 1, clock.now + 1.2),
+            admission.admit(Lane.BULK, 1, 1, clock.now + 0.1),
+        ):
+            pass
+    with admission.admit(Lane.INTERACTIVE, 1, 1, clock.now - 1):  # it fails of its deadline, and not of the queue
+        pass
+
+
 async def test_who_waits_gets_a_place_when_there_is_one_and_in_order():
     admission = Admission(2, 100)
     got = []

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_a_connection_has_as_many_calls_in_progress_as_it_may_and_no_more(addres
         connection.send(http2.message(b"", 1))
         assert CODES[connection.status(1)] == "OK"
         assert ask(connection, 9) == "OK"
+
+
+async def test_of_calls_that_come_while_the_loop_is_busy_some_wait_and_the_others_end_at_once(start):
+    async with start(max_pending_rpcs=4) as running:
+        with grpc.insecure_channel(running.address) as channel:
+            calls, ended = [channel.unary_unary(GET_MODEL).future(b"") for _ in range(20)], threading.Semaphore(0)
+            for call in calls:
+                call.add_done_callback(lambda _: ended.release())
+            # The server's loop is this one, which takes no call meanwhile, but for the one that it has waited for.
+            assert all(ended.acquire(timeout=10) for _ in range(20 - 2 * 4 - 1))
+            codes = await asyncio.to_thread(lambda: [call.code().name for call in calls])
+    assert 4 <= codes.count("OK") <= 9
+    assert codes.count("CANCELLED") == 20 - codes.count("OK")
 
 
 # ---- What a call brings
