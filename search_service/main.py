@@ -60,7 +60,7 @@ async def serve(settings: SearchSettings) -> int:
         aclosing(SearchService(store, embedders, settings)) as service,
     ):
         # Milvus Lite works in this process, and the turns of two callers fill it. With a server, calls mostly wait.
-        turns = max(1, available_cores() // 2) if milvus_local.is_local(settings.milvus_uri) else 8
+        turns = max(1, available_cores() // 2) if milvus_local.is_local(settings.milvus_uri) else 4
         server = Server(settings, ACCESS, turns=turns)
         service.start(server.draining)
         rpc = SearchRpc(service, settings, str(store.backend), server.draining)

@@ -81,7 +81,7 @@ class ServerSettings:
     caller_turns: int | None = setting(
         None,
         "Calls of one caller worked on at a time while there are others, streams not counted; more wait. If unset: of "
-        "an embedder half of what its model takes at a time; of a search service 8, on Milvus Lite one for two cores.",
+        "an embedder half of what its model takes at a time; of a search service 4, on Milvus Lite one for two cores.",
         min=1,
     )
     max_connections: int = setting(1024, "Connections at most; others are closed at once.", min=1)
