@@ -111,7 +111,10 @@ def fill_item_from(message: pb.FillItem) -> FillItem | InvalidArgument:
         return item
     if not message.HasField("update_time"):
         return InvalidArgument(f"item {item.id!r} has no update_time: set that of the serving row")
-    return FillItem(item, message.update_time.ToMilliseconds())
+    try:
+        return FillItem(item, message.update_time.ToMilliseconds())
+    except ValueError as error:
+        return InvalidArgument(f"item {item.id!r} has no update_time that there could be: {error}")
 
 
 def version_from(message: pb.CountRequest | pb.ScanRequest | pb.SearchParams) -> int | None:

@@ -92,10 +92,7 @@ class ServerSettings:
         min=1,
     )
     max_connection_rpcs: int = setting(
-        256,
-        "Calls in progress on one connection at most. Clients wait before they send others; what comes all the same, "
-        "since a call ends later here than there, ends as UNAVAILABLE.",
-        min=1,
+        1024, "Calls in progress on one connection at most; clients wait before they send others.", min=1
     )
     max_connection_idle: float = setting(
         300.0, "Seconds after which a connection without calls is closed; clients connect anew by themselves.", min=0.1
