@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
+from prometheus_client import Histogram, start_http_server
 
 from lookalike.addresses import is_local
 from lookalike.channel import KEEPALIVE_SECONDS, PING_TIMEOUT_OPTION
@@ -35,6 +35,12 @@ from service_kit.tokens import Tokens
 _SPARE_CALLS = 256
 _BROKEN_GRACE = 2.0  # seconds
 _GRPC_SECONDS = 0.5  # between two looks at whether gRPC still takes calls
+_LOOP_SECONDS = 0.5  # between two looks at how late the event loop is
+_LOOP_DELAY = Histogram(
+    "server_event_loop_delay_seconds",
+    "How late the event loop does what is due. It begins one call each time that it comes round.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
 _log = logging.getLogger(__name__)
 
 
@@ -144,6 +150,7 @@ class Server:
             watches = [
                 asyncio.create_task(self._watch_readiness(health_state, check, addresses)),
                 asyncio.create_task(self._watch_grpc()),
+                asyncio.create_task(_watch_loop()),
                 *(asyncio.create_task(each.watch()) for each in (self._certificate, self._tokens) if each is not None),
             ]
             await self._stopping.wait()
@@ -251,6 +258,15 @@ class Server:
             log(_log, logging.ERROR, "the address file cannot be written, and is tried again", reason=str(error))
             return False
         return True
+
+
+async def _watch_loop() -> None:
+    """Measures how busy the event loop is, until it is cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _LOOP_SECONDS
+        await asyncio.sleep(_LOOP_SECONDS)
+        _LOOP_DELAY.observe(max(0.0, loop.time() - due))
 
 
 def _certificate(settings: ServerSettings) -> ServerCertificate | None:

@@ -140,6 +140,18 @@ ON_CALL = [
         "Nobody waited any more; those in run had cost the model a run.",
     ),
     Panel(
+        "Decoders lost, 1 h",
+        {"{{reason}}": "sum by (reason) (increase(embedder_decoders_lost_total[1h]))"},
+        help="Processes that an image crashed, or that were killed: each costs one image.",
+    ),
+    Panel(
+        "Delay of the event loops",
+        quantiles("server_event_loop_delay_seconds", "pod"),
+        "s",
+        "A server begins one call each time that its loop comes round: at 10 ms some hundred in a second. Calls beyond "
+        "wait before it, and those that cannot end as CANCELLED, which only their callers and proxies count.",
+    ),
+    Panel(
         "Stages of the embedder, p99",
         {"{{stage}}": _quantile("embedder_stage_duration_seconds", 0.99, "stage")},
         "s",

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import time
 import urllib.request
 
 import grpc
@@ -317,6 +318,20 @@ async def test_a_call_that_its_caller_cancels_is_counted_as_cancelled(start):
         await running.servicer.holding.wait()
         call.cancel()
     assert count() == before + 1
+
+
+async def test_how_late_the_event_loop_is_is_measured(start):
+    def late():
+        name = "server_event_loop_delay_seconds"
+        return (REGISTRY.get_sample_value(f"{name}_count") or 0) - (
+            REGISTRY.get_sample_value(f"{name}_bucket", {"le": "0.1"}) or 0
+        )
+
+    before = late()
+    async with start(), asyncio.timeout(20):
+        while late() == before:
+            time.sleep(0.2)  # noqa: ASYNC251 - in which the loop does nothing that is due
+            await asyncio.sleep(0.01)
 
 
 async def test_metrics_are_served_over_http(start):
