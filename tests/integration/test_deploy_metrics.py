@@ -69,7 +69,7 @@ def test_every_metric_that_is_asked_for_is_shown(asked: dict[str, set[str]], sho
 
 
 def test_every_label_that_is_selected_by_is_there(asked: dict[str, set[str]]) -> None:
-    kit = ("service_kit.interceptor", "service_kit.certificates", "service_kit.reloading")
+    kit = ("service_kit.interceptor", "service_kit.certificates", "service_kit.reloading", "service_kit.server")
     for module in ("embedder_service.metrics", "search_service.metrics", *kit):
         import_module(module)  # registers its metrics
     labels = {
