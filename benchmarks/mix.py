@@ -92,7 +92,8 @@ class _Calls:
 
     def kinds(self) -> dict[str, Kind]:
         """Returns all kinds."""
-        expired = frozenset((OK, "DEADLINE_EXCEEDED"))
+        # Or refused at once, where the queue would take longer than the deadline leaves.
+        expired = frozenset((OK, "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"))
         return {
             "embed": Kind(40, self._embed, frozenset((OK,))),
             "embed_batch": Kind(10, self._batch, frozenset((OK,))),
