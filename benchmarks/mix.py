@@ -92,7 +92,7 @@ class _Calls:
 
     def kinds(self) -> dict[str, Kind]:
         """Returns all kinds."""
-        # Or refused at once, where the queue would take longer than the deadline leaves.
+        # It passes, or is refused at once where the queue would take longer.
         expired = frozenset((OK, "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"))
         return {
             "embed": Kind(40, self._embed, frozenset((OK,))),
