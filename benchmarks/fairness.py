@@ -33,7 +33,7 @@ from benchmarks import milvus_server
 from benchmarks.inputs import add_flags, describe_bundle, find_inputs, run, say
 from benchmarks.milvus_server import MilvusServer
 from benchmarks.summary import latency, surroundings, write_json
-from lookalike import Client, EmbedderClient, Embedding, Item
+from lookalike import Client, EmbedderClient, Embedding, Item, VectorSpace
 from lookalike.embedder.v1 import embedder_pb2
 from lookalike.search.v1 import search_pb2
 from service_kit.sharing import CALLER_KEY
@@ -47,14 +47,6 @@ _SEARCH = "/lookalike.search.v1.SearchService/Search"
 _CALL_SECONDS = 60.0
 _WARM_UP_SECONDS = 2.0
 _ROWS = 500
-
-
-@dataclass(frozen=True)
-class Space:
-    """Whose vectors a collection takes."""
-
-    fingerprint: str
-    dimension: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,7 @@ def searches(images: Sequence[bytes], caller: str) -> tuple[str, Callable[[int],
 
 
 def vector_searches(
-    space: Space, images: Sequence[bytes], caller: str
+    space: VectorSpace, images: Sequence[bytes], caller: str
 ) -> tuple[str, Callable[[int], bytes], tuple[tuple[str, str], ...]]:
     """Searches by vector of a tenant, as `searches`."""
     draw = np.random.default_rng()
@@ -152,7 +144,7 @@ def measure(
     }
 
 
-def fill(services: Services) -> Space:
+def fill(services: Services) -> VectorSpace:
     """Creates the collection that both tenants have rows in, and returns whose vectors it takes."""
     with EmbedderClient(services.embedder.addresses.grpc) as client:
         model = client.get_model().model
@@ -163,7 +155,7 @@ def fill(services: Services) -> Space:
             items = [Item(str(n), vector=Embedding(vector, model.fingerprint)) for n, vector in enumerate(vectors)]
             for start in range(0, _ROWS, 250):
                 client.upsert(_COLLECTION, items[start : start + 250], tenant=tenant)
-    return Space(model.fingerprint, model.dimension)
+    return VectorSpace(model.fingerprint, model.dimension)
 
 
 def _unlike_others(images: Sequence[bytes], number: int) -> bytes:

@@ -71,7 +71,6 @@ class Scenarios:
         mix = _ROOM * 10 / (3 / images + 9 / searches + 1 / upserts)
         calls = ("search-image=2", "search-vector=7", "upsert-image=1", "--batch", "1")
         self._run("a mix: 2 of 10 searches by image, 7 by vector, 1 upsert", *calls, "--rate", f"{mix:.1f}")
-
         self._run("embed: three times the limit", "embed", "--rate", f"{3 * images:.1f}", "--timeout", "1s")
         self._run("search: twice the limit", "search-vector", "--rate", f"{2 * searches:.1f}", "--timeout", "1s")
 

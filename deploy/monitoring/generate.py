@@ -148,8 +148,8 @@ ON_CALL = [
         "Delay of the event loops",
         quantiles("server_event_loop_delay_seconds", "pod"),
         "s",
-        "A server begins one call each time that its loop comes round: at 10 ms some hundred in a second. Calls beyond "
-        "wait before it, and those that cannot end as CANCELLED, which only their callers and proxies count.",
+        "A server begins one call each time that its loop comes round. Calls beyond wait before it, and those that "
+        "cannot end as CANCELLED, which only their callers and proxies count.",
     ),
     Panel(
         "Stages of the embedder, p99",
